@@ -1,0 +1,44 @@
+"""Multimodal fusion on PyTorch: gates, experts, fusions and contrast, each tested against its formula."""
+
+from mmfuse import functional, types
+from mmfuse.experts import AttentiveMoE, AttentiveRouter, Experts
+from mmfuse.fusion import (
+    CategoryGuidedMoE,
+    ConcatFusion,
+    GatedFusion,
+    MultimodalEncoder,
+    SumFusion,
+    WeightedFusion,
+)
+from mmfuse.gating import CategoryGuidedGate, SoftmaxGate
+from mmfuse.layers import DynamicTanh
+from mmfuse.losses import InfoNCELoss, ModalitySwapInfoNCE, info_nce, swap_modalities
+from mmfuse.projection import FeatureTable, LearnedStandIn, ModalityDropout, ModalityProjection
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentiveMoE",
+    "AttentiveRouter",
+    "CategoryGuidedGate",
+    "CategoryGuidedMoE",
+    "ConcatFusion",
+    "DynamicTanh",
+    "Experts",
+    "FeatureTable",
+    "GatedFusion",
+    "InfoNCELoss",
+    "LearnedStandIn",
+    "ModalityDropout",
+    "ModalityProjection",
+    "ModalitySwapInfoNCE",
+    "MultimodalEncoder",
+    "SoftmaxGate",
+    "SumFusion",
+    "WeightedFusion",
+    "__version__",
+    "functional",
+    "info_nce",
+    "swap_modalities",
+    "types",
+]

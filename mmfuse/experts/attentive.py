@@ -1,0 +1,150 @@
+"""A router that looks at the sequence before it decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse.layers import mask_absent
+from mmfuse.types import RouterOutput
+
+__all__ = ["AttentiveRouter", "attentive_routing"]
+
+
+def attentive_routing(
+    query: Tensor,  # (..., L, E)
+    key: Tensor,  # (..., L, E)
+    value: Tensor,  # (..., L, E)
+    valid: Tensor | None = None,  # (..., L)
+    *,
+    causal: bool = True,
+) -> Tensor:  # (..., L, E)
+    r"""Expert weights by self-attention over the sequence (Eq. 7).
+
+    .. math::
+        \mathbf{G} = \operatorname{softmax}\!\left(
+        \frac{\mathbf{Q} \mathbf{K}^\top}{\sqrt{E}} \right) \mathbf{V}
+
+    The softmax runs over the valid positions, the earlier ones and the own one only if
+    ``causal``. The weights at a position that is not valid are zero.
+
+    Args:
+        query: What each position asks.
+        key: What each position answers to.
+        value: What each position votes for.
+        valid: Boolean, true at real positions, false at padding; ``None`` means all.
+        causal: Whether a position sees only itself and earlier ones.
+
+    Shape:
+        - query, key, value, output: :math:`(\ldots, L, E)`
+        - valid: :math:`(\ldots, L)`
+
+    Returns:
+        Unnormalised expert weights.
+
+    Raises:
+        ValueError: If ``valid`` is not boolean or does not fit the sequence.
+
+    Example:
+        >>> value = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
+        >>> zeros = torch.zeros(1, 2, 2)  # nothing to prefer: the mean of what is seen
+        >>> attentive_routing(zeros, zeros, value)
+        tensor([[[1.0000, 0.0000],
+                 [0.5000, 0.5000]]])
+    """
+    if valid is None:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    check_mask("valid", valid, query.shape[:-1])
+    length = query.shape[-2]
+    square = torch.ones(length, length, dtype=torch.bool, device=query.device)
+    seen = valid.unsqueeze(-2) & (square.tril() if causal else square)
+    itself = torch.eye(length, dtype=torch.bool, device=query.device)  # no row without a key
+    weights = F.scaled_dot_product_attention(query, key, value, attn_mask=seen | itself)
+    return mask_absent(weights, valid)
+
+
+class AttentiveRouter(nn.Module):
+    r"""Weigh experts by self-attention over the sequence (:cite:`xu2026cammsr`, Eq. 6-7).
+
+    .. math::
+        \mathbf{G} = \operatorname{softmax}\!\left(
+        \frac{\mathbf{Q} \mathbf{K}^\top}{\sqrt{E}} \right) \mathbf{V}, \qquad
+        \mathbf{Q}, \mathbf{K}, \mathbf{V} = \mathbf{X} \mathbf{W}_{Q, K, V}
+
+    with :math:`\mathbf{W}_{Q, K, V} \in \mathbb{R}^{D \times E}`. See :func:`attentive_routing`
+    for causality and padding. Computed in float32 at least.
+
+    .. note::
+        As printed, the weights are not normalised: they may be negative and need not sum to one.
+        ``normalize=True`` takes a softmax over the experts.
+
+    Args:
+        dim: Size :math:`D` of a token.
+        num_experts: Number :math:`E` of experts.
+        causal: Whether a position sees only itself and earlier ones.
+        normalize: Whether the weights of a token sum to one.
+
+    Shape:
+        - x: :math:`(\ldots, L, D)`
+        - valid: :math:`(\ldots, L)`, boolean, false at padding
+        - expert_weight: :math:`(\ldots, L, E)`, zero at padding
+
+    Returns:
+        :class:`~mmfuse.types.RouterOutput` without losses.
+
+    Raises:
+        ValueError: If a size is not positive, or shapes disagree.
+
+    Example:
+        >>> router = AttentiveRouter(8, num_experts=4)
+        >>> router(torch.randn(2, 5, 8)).expert_weight.shape
+        torch.Size([2, 5, 4])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        *,
+        causal: bool = True,
+        normalize: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_positive(dim=dim, num_experts=num_experts)
+        self.dim = dim
+        self.num_experts = num_experts
+        self.causal = causal
+        self.normalize = normalize
+        self.weight = nn.Parameter(torch.empty(3, num_experts, dim, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights (Xavier) for query, key and value."""
+        for weight in self.weight:
+            nn.init.xavier_uniform_(weight)
+
+    def forward(
+        self,
+        x: Tensor,  # (..., L, D)
+        valid: Tensor | None = None,  # (..., L)
+    ) -> RouterOutput:
+        """Return expert weights; shapes are given in the class docstring."""
+        check_shape("x", x, "L", self.dim)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
+        query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
+        weights = attentive_routing(query, key, value, valid, causal=self.causal)
+        if self.normalize:
+            weights = torch.softmax(weights, dim=-1)
+            weights = mask_absent(weights, valid)
+        return RouterOutput(weights.to(x.dtype), {})
+
+    def extra_repr(self) -> str:
+        return (
+            f"dim={self.dim}, num_experts={self.num_experts}, causal={self.causal}, "
+            f"normalize={self.normalize}"
+        )

@@ -1,0 +1,60 @@
+"""Raw features in, one vector out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmfuse.projection import ModalityProjection
+from mmfuse.types import Fusion, FusionOutput
+
+__all__ = ["MultimodalEncoder"]
+
+
+class MultimodalEncoder(nn.Module):
+    r"""A projection and a fusion: the one-line way into somebody else's model.
+
+    .. math::
+        \mathbf{y} = \mathrm{fusion}(\mathrm{projection}(\{f_m\}))
+
+    Args:
+        projection: The door, which fixes the modalities and their order.
+        fusion: Any fusion of the projection's width and number of modalities.
+
+    Shape:
+        - features: :math:`\{\text{name}: (\ldots, D_m)\}`; a missing name is an absent modality
+        - present: :math:`\{\text{name}: (\ldots)\}`, boolean; a missing name means all present
+        - context: what the fusion takes
+        - fused: :math:`(\ldots, D)`
+
+    Returns:
+        The fusion's :class:`~mmfuse.types.FusionOutput`.
+
+    Raises:
+        ValueError: What the projection and the fusion raise.
+
+    Example:
+        >>> from mmfuse import GatedFusion, ModalityProjection
+        >>> encoder = MultimodalEncoder(
+        ...     ModalityProjection({"text": 384, "image": 1024}, 64), GatedFusion(64, 2)
+        ... )
+        >>> encoder({"text": torch.randn(8, 384)}).fused.shape  # the image is absent
+        torch.Size([8, 64])
+    """
+
+    def __init__(self, projection: ModalityProjection, fusion: Fusion) -> None:
+        super().__init__()
+        self.projection = projection
+        self.fusion = fusion
+
+    def forward(
+        self,
+        features: Mapping[str, Tensor],
+        present: Mapping[str, Tensor] | None = None,
+        context: Tensor | None = None,
+    ) -> FusionOutput:
+        """Return the fusion's output; shapes are given in the class docstring."""
+        x, observed = self.projection(features, present)
+        return self.fusion(x, observed, context)

@@ -1,0 +1,189 @@
+"""Masks that let nothing through: absent values, absent scores, invalid positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmfuse._checks import check_mask, check_positive
+
+__all__ = ["apply_where", "mask_absent", "masked_softmax", "observed"]
+
+
+def mask_absent(
+    x: Tensor,  # (..., D)
+    present: Tensor | None = None,  # (...)
+) -> Tensor:  # (..., D)
+    r"""Replace absent vectors by zeros, whatever they hold.
+
+    .. math::
+        y = \begin{cases} x & \text{present} \\ 0 & \text{absent} \end{cases}
+
+    A selection, not a product: a NaN in an absent vector reaches neither the output nor a
+    gradient.
+
+    Args:
+        x: Vectors.
+        present: Boolean, true where observed; ``None`` means everywhere and costs nothing.
+
+    Shape:
+        - x: :math:`(\ldots, D)`
+        - present: :math:`(\ldots)`
+        - output: :math:`(\ldots, D)`
+
+    Returns:
+        The vectors, zero where absent.
+
+    Raises:
+        ValueError: If ``present`` is not boolean or its shape is not that of the vectors.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [float("nan"), 3.0]])
+        >>> mask_absent(x, torch.tensor([True, False]))
+        tensor([[1., 2.],
+                [0., 0.]])
+    """
+    if present is None:
+        return x
+    check_mask("present", present, x.shape[:-1])
+    return torch.where(present.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def observed(
+    x: Tensor,  # (..., L, M, D)
+    present: Tensor | None = None,  # (..., L, M)
+    valid: Tensor | None = None,  # (..., L)
+) -> Tensor | None:  # (..., L, M)
+    r"""Where a stream is both present and not padding.
+
+    .. math::
+        o_{lm} = p_{lm} \wedge v_l
+
+    Args:
+        x: Modality streams.
+        present: Boolean, true where observed; ``None`` means everywhere.
+        valid: Boolean, true at real positions, false at padding; ``None`` means everywhere.
+
+    Shape:
+        - x: :math:`(\ldots, L, M, D)`
+        - present, output: :math:`(\ldots, L, M)`
+        - valid: :math:`(\ldots, L)`
+
+    Returns:
+        The joint mask; ``None`` where neither mask is given.
+
+    Raises:
+        ValueError: If a mask is not boolean or does not fit the streams.
+
+    Example:
+        >>> observed(torch.zeros(2, 3, 8), valid=torch.tensor([True, False]))
+        tensor([[ True,  True,  True],
+                [False, False, False]])
+    """
+    if present is not None:
+        check_mask("present", present, x.shape[:-1])
+    if valid is None:
+        return present
+    check_mask("valid", valid, x.shape[:-2])
+    everywhere = valid.unsqueeze(-1).expand(x.shape[:-1])
+    return everywhere if present is None else present & everywhere
+
+
+def masked_softmax(
+    scores: Tensor,  # (..., M)
+    present: Tensor | None = None,  # (..., M)
+    *,
+    temperature: float = 1.0,
+) -> Tensor:  # (..., M)
+    r"""Softmax over what is present.
+
+    .. math::
+        w_m = \frac{p_m \exp(s_m / \tau)}{\sum_j p_j \exp(s_j / \tau)}
+
+    where :math:`p_m \in \{0, 1\}` tells whether :math:`m` is present and :math:`\tau` is the
+    temperature. An absent entry gets weight exactly zero; where nothing is present, all weights
+    are zero. Computed in float32 at least, returned in the dtype of the scores.
+
+    Args:
+        scores: Unnormalised scores.
+        present: Boolean, true where observed; ``None`` means everywhere.
+        temperature: Softmax temperature :math:`\tau > 0`.
+
+    Shape:
+        - scores, present, output: :math:`(\ldots, M)`
+
+    Returns:
+        Weights that sum to one, or to zero where nothing is present.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive, or ``present`` does not fit the scores.
+
+    Example:
+        >>> masked_softmax(torch.tensor([0.0, 0.0, 9.0]), torch.tensor([True, True, False]))
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    check_positive(temperature=temperature)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if present is None:
+        return torch.softmax(wide / temperature, dim=-1).to(scores.dtype)
+    check_mask("present", present, scores.shape)
+    zero = torch.zeros((), dtype=wide.dtype, device=wide.device)
+    lowest = torch.finfo(wide.dtype).min  # not -inf: a row without anything present stays finite
+    scaled = torch.where(present, wide, zero) / temperature
+    weights = torch.softmax(torch.where(present, scaled, zero + lowest), dim=-1)
+    return torch.where(present, weights, zero).to(scores.dtype)
+
+
+def apply_where(
+    function: Callable[..., Tensor],
+    valid: Tensor | None,  # (...)
+    *inputs: Tensor,  # (..., *)
+) -> Tensor:  # (..., *)
+    r"""Apply a row-wise function at valid positions only; zeros elsewhere.
+
+    .. math::
+        y_t = \begin{cases} f(x_t) & \text{valid} \\ 0 & \text{otherwise} \end{cases}
+
+    Padding costs nothing: rows are packed before the function and unpacked after it. Under
+    :func:`torch.compile` and on the meta device, where the number of valid rows is not known,
+    the function sees every row and the result is masked: same numbers, static shapes.
+
+    Args:
+        function: Maps tensors of shape :math:`(T, \ast)` to one of shape :math:`(T, \ast)`,
+            row by row.
+        valid: Boolean, true where the function applies; ``None`` means everywhere.
+        inputs: Tensors whose first dimensions are those of ``valid``.
+
+    Shape:
+        - valid: :math:`(\ldots)`
+        - inputs, output: :math:`(\ldots, \ast)`
+
+    Returns:
+        The function's rows, zero where not valid.
+
+    Raises:
+        ValueError: If ``valid`` is not boolean or does not fit the inputs.
+
+    Example:
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> apply_where(lambda row: row**2, torch.tensor([True, False, True]), x)
+        tensor([[1.],
+                [0.],
+                [9.]])
+    """
+    if valid is None:
+        return function(*inputs)
+    for tensor in inputs:
+        check_mask("valid", valid, tensor.shape[: valid.ndim])
+    static = torch.compiler.is_compiling() or valid.is_meta
+    if static:
+        output = function(*inputs)
+        mask = valid.reshape(*valid.shape, *(1,) * (output.ndim - valid.ndim))
+        return torch.where(mask, output, torch.zeros_like(output))
+    rows = valid.flatten().nonzero().squeeze(-1)
+    packed = [tensor.flatten(0, valid.ndim - 1).index_select(0, rows) for tensor in inputs]
+    output = function(*packed)
+    full = output.new_zeros(valid.numel(), *output.shape[1:])
+    return full.index_copy(0, rows, output).unflatten(0, valid.shape)

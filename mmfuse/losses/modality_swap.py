@@ -1,0 +1,188 @@
+"""Modality-swap contrastive learning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from mmfuse._checks import check_mask, check_positive, check_probability, check_shape
+from mmfuse.losses.info_nce import info_nce
+
+__all__ = ["ModalitySwapInfoNCE", "swap_modalities"]
+
+
+def swap_modalities(
+    a: Tensor,  # (..., L, D)
+    b: Tensor,  # (..., L, D)
+    p: float = 0.5,
+    *,
+    valid: Tensor | None = None,  # (..., L)
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor]:
+    r"""Exchange two streams at random positions (:cite:`xu2026cammsr`, Eq. 16).
+
+    .. math::
+        (\mathbf{a}'_l, \mathbf{b}'_l) = \begin{cases}
+        (\mathbf{b}_l, \mathbf{a}_l) & u_l < p \\
+        (\mathbf{a}_l, \mathbf{b}_l) & \text{otherwise} \end{cases},
+        \qquad u_l \sim \mathcal{U}(0, 1)
+
+    Args:
+        a: One stream.
+        b: Another.
+        p: Probability of a swap; zero never swaps, one always does.
+        valid: Boolean, true where a swap may happen; ``None`` means everywhere.
+        generator: Where the draws come from; the default generator if ``None``.
+
+    Shape:
+        - a, b, outputs: :math:`(\ldots, L, D)`
+        - valid: :math:`(\ldots, L)`
+
+    Returns:
+        Both streams after the exchange.
+
+    Raises:
+        ValueError: If ``p`` is not a probability, or shapes disagree.
+
+    Example:
+        >>> a, b = torch.zeros(3, 1), torch.ones(3, 1)
+        >>> swap_modalities(a, b, 1.0, valid=torch.tensor([True, True, False]))[0].flatten()
+        tensor([1., 1., 0.])
+    """
+    check_probability(p=p)
+    check_shape("a", a, "L", "D")
+    check_shape("b", b, *a.shape)
+    swap = torch.rand(a.shape[:-1], generator=generator, device=a.device) < p
+    if valid is not None:
+        check_mask("valid", valid, a.shape[:-1])
+        swap = swap & valid
+    swap = swap.unsqueeze(-1)
+    return torch.where(swap, b, a), torch.where(swap, a, b)
+
+
+class ModalitySwapInfoNCE(nn.Module):
+    r"""Modality-swap contrastive learning, MSCL (:cite:`xu2026cammsr`, Eq. 16-18).
+
+    .. math::
+        \mathcal{L} = \sum_{(m, n)} \mathrm{InfoNCE}\!\left(
+        \mathrm{encode}_m(\bar{\mathbf{e}}'_m), \mathrm{encode}_n(\bar{\mathbf{e}}'_n) \right),
+        \qquad (\bar{\mathbf{e}}'_m, \bar{\mathbf{e}}'_n)
+        = \mathrm{swap}(\bar{\mathbf{e}}_m, \bar{\mathbf{e}}_n; p)
+
+    For every pair of modalities the streams are swapped (:func:`swap_modalities`), each is encoded
+    by the encoder of the stream's own name, and the two results of one sequence are each other's
+    positive (:func:`~mmfuse.losses.info_nce` over the batch). A position takes part in a swap only
+    where both modalities are present, and a sequence takes part in a pair only where it has such a
+    position.
+
+    .. note::
+        The paper prints no temperature, one direction and a sum over the batch; here these are
+        arguments, and the mean over the batch is taken, so that its size does not scale the loss.
+
+    Args:
+        p: Probability of a swap at a position.
+        pairs: Pairs of modality indices; ``None`` means all.
+        temperature: Temperature of the InfoNCE.
+        symmetric: Whether to take both directions of the InfoNCE.
+
+    Shape:
+        - streams: :math:`(B, L, M, D)`
+        - encode: a function from :math:`(B, L, D)` and a modality index to :math:`(B, D)`
+        - valid: :math:`(B, L)`, boolean, false at padding
+        - present: :math:`(B, L, M)`, boolean, true where observed
+        - ids: :math:`(B)`; sequences of one id, say one target, are not each other's negatives
+        - output: scalar
+
+    Raises:
+        ValueError: If ``p`` or ``temperature`` is out of range, a pair is not one of two different
+            modalities, or shapes disagree.
+
+    Example:
+        >>> loss = ModalitySwapInfoNCE(pairs=[(0, 1)])
+        >>> streams = torch.randn(4, 5, 2, 8)
+        >>> loss(streams, lambda stream, modality: stream.mean(1)).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self,
+        p: float = 0.5,
+        *,
+        pairs: Sequence[tuple[int, int]] | None = None,
+        temperature: float = 1.0,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        check_probability(p=p)
+        check_positive(temperature=temperature)
+        for pair in pairs or ():
+            if len(pair) != 2 or pair[0] == pair[1] or min(pair) < 0:
+                raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
+        self.p = p
+        self.pairs = None if pairs is None else tuple((m, n) for m, n in pairs)
+        self.temperature = temperature
+        self.symmetric = symmetric
+
+    def forward(
+        self,
+        streams: Tensor,  # (B, L, M, D)
+        encode: Callable[[Tensor, int], Tensor],
+        valid: Tensor | None = None,  # (B, L)
+        *,
+        present: Tensor | None = None,  # (B, L, M)
+        ids: Tensor | None = None,  # (B,)
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # ()
+        """Return the sum over the pairs; shapes are given in the class docstring."""
+        check_shape("streams", streams, "B", "L", "M", "D")
+        if present is not None:
+            check_mask("present", present, streams.shape[:-1])
+            streams = torch.where(present.unsqueeze(-1), streams, torch.zeros_like(streams))
+        total = streams.new_zeros((), dtype=torch.promote_types(streams.dtype, torch.float32))
+        for m, n in self._pairs(streams.shape[-2]):
+            both = _both(present, valid, m, n)
+            a, b = swap_modalities(
+                streams[..., m, :], streams[..., n, :], self.p, valid=both, generator=generator
+            )
+            total = total + info_nce(
+                encode(a, m),
+                encode(b, n),
+                temperature=self.temperature,
+                symmetric=self.symmetric,
+                ids=ids,
+                valid=None if both is None else both.any(-1),
+            )
+        return total
+
+    def extra_repr(self) -> str:
+        return (
+            f"p={self.p}, pairs={self.pairs}, temperature={self.temperature}, "
+            f"symmetric={self.symmetric}"
+        )
+
+    def _pairs(self, num_modalities: int) -> Sequence[tuple[int, int]]:
+        if self.pairs is None:
+            return tuple(combinations(range(num_modalities), 2))
+        largest = max((max(pair) for pair in self.pairs), default=-1)
+        if largest >= num_modalities:
+            raise ValueError(
+                f"Expected streams of at least {largest + 1} modalities for pairs {self.pairs}, "
+                f"got {num_modalities}."
+            )
+        return self.pairs
+
+
+def _both(
+    present: Tensor | None,  # (B, L, M)
+    valid: Tensor | None,  # (B, L)
+    m: int,
+    n: int,
+) -> Tensor | None:  # (B, L)
+    """Where both modalities are observed; ``None`` where nothing is missing."""
+    if present is None:
+        return valid
+    both = present[..., m] & present[..., n]
+    return both if valid is None else both & valid

@@ -1,0 +1,113 @@
+"""What blocks take and return: output NamedTuples and the protocols of the families.
+
+Every block follows one contract, ``block(x, present=None, context=None)``, for any leading
+dimensions. The NamedTuples are plain pytrees: they pass :func:`torch.compile` and
+:func:`torch.export.export`. Losses come back unweighted; only an objective multiplies them.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = [
+    "Enrichment",
+    "EnrichmentOutput",
+    "Fusion",
+    "FusionOutput",
+    "Gate",
+    "GateOutput",
+    "MixtureOutput",
+    "Router",
+    "RouterOutput",
+    "Streams",
+    "TableOutput",
+]
+
+
+class Streams(NamedTuple):
+    """Modality streams side by side, and which of them were observed."""
+
+    x: Tensor  #: ``(..., M, D)``, zero where absent
+    present: Tensor  #: ``(..., M)``, boolean, true where observed
+
+
+class TableOutput(NamedTuple):
+    """Rows of a feature table."""
+
+    features: Tensor  #: ``(..., D_m)``
+    present: Tensor  #: ``(...)``, boolean, true where the item has the feature
+
+
+class GateOutput(NamedTuple):
+    """How much each modality counts."""
+
+    weights: Tensor  #: ``(..., M)``, zero where absent
+    losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+class RouterOutput(NamedTuple):
+    """Which experts process a token, and how much each of them counts."""
+
+    expert_weight: Tensor  #: ``(..., E)``, one weight an expert
+    losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+class MixtureOutput(NamedTuple):
+    """What a mixture of experts made of its tokens."""
+
+    output: Tensor  #: same leading dimensions as the input
+    router: RouterOutput
+    losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+class EnrichmentOutput(NamedTuple):
+    """Streams after an enrichment; there are as many as before."""
+
+    x: Tensor  #: ``(..., M, D)``, zero where absent
+    weights: Tensor  #: ``(..., M)``, how much was added to each stream
+    router: RouterOutput
+    losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+class FusionOutput(NamedTuple):
+    """One vector made of the streams."""
+
+    fused: Tensor  #: ``(..., D)``
+    weights: Tensor | None  #: ``(..., M)`` where the operator weighs modalities, else ``None``
+    losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """Weighs modalities: ``(..., M, D) -> (..., M)``."""
+
+    def __call__(
+        self, x: Tensor, present: Tensor | None = None, context: Tensor | None = None
+    ) -> GateOutput: ...
+
+
+@runtime_checkable
+class Router(Protocol):
+    """Weighs experts for every token: ``(..., D) -> (..., E)``."""
+
+    def __call__(self, x: Tensor, valid: Tensor | None = None) -> RouterOutput: ...
+
+
+@runtime_checkable
+class Enrichment(Protocol):
+    """Keeps the streams: ``(..., M, D) -> (..., M, D)``."""
+
+    def __call__(
+        self, x: Tensor, present: Tensor | None = None, context: Tensor | None = None
+    ) -> EnrichmentOutput: ...
+
+
+@runtime_checkable
+class Fusion(Protocol):
+    """Ends the streams: ``(..., M, D) -> (..., D)``."""
+
+    def __call__(
+        self, x: Tensor, present: Tensor | None = None, context: Tensor | None = None
+    ) -> FusionOutput: ...
