@@ -19,15 +19,20 @@ __all__ = [
 ]
 
 
-def check_shape(name: str, tensor: Tensor, *dims: int | str) -> None:
-    """Demand the last dimensions of a tensor; a letter stands for any size."""
+def check_shape(name: str, tensor: Tensor, *dims: int | str, leading: bool = True) -> None:
+    """Demand the last dimensions of a tensor; a letter stands for any size.
+
+    Without ``leading`` these are all its dimensions.
+    """
     tail = tensor.shape[max(tensor.ndim - len(dims), 0) :]
-    fits = tensor.ndim >= len(dims) and all(
+    enough = tensor.ndim >= len(dims) if leading else tensor.ndim == len(dims)
+    fits = enough and all(
         isinstance(want, str) or want == got for want, got in zip(dims, tail, strict=True)
     )
     if not fits:
-        wanted = ", ".join(str(dim) for dim in ("...", *dims))
-        raise ValueError(f"Expected {name} of shape ({wanted}), got {tuple(tensor.shape)}.")
+        wanted = ", ".join(str(dim) for dim in (("...", *dims) if leading else dims))
+        comma = "," if not leading and len(dims) == 1 else ""
+        raise ValueError(f"Expected {name} of shape ({wanted}{comma}), got {tuple(tensor.shape)}.")
 
 
 def check_mask(name: str, mask: Tensor, shape: Iterable[int]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -26,16 +27,16 @@ def assert_block_contract(
 ) -> None:
     r"""Assert what every block promises.
 
-    1. *registered*: no tensor hides in a plain attribute, list or dict, where neither an optimizer
-       nor a checkpoint would find it;
-    2. *pure*: ``forward`` changes no attribute, no buffer and no input;
-    3. *trained*: every parameter gets a finite, non-zero gradient;
-    4. *restored*: ``reset_parameters`` draws every parameter afresh, and ``load_state_dict``
+    1. *registered*: no tensor and no module hides in a plain attribute, list or dict, where neither
+       an optimizer nor a checkpoint would find it;
+    2. *pure*: ``forward`` changes no attribute, no parameter, no buffer and no input;
+    3. *typed*: the output is a tensor, or a (named) tuple or dict of them;
+    4. *trained*: every parameter gets a finite, non-zero gradient;
+    5. *restored*: ``reset_parameters`` draws every parameter afresh, and ``load_state_dict``
        brings the outputs back;
-    5. *portable*: ``forward`` runs on the meta device, so no device is hard-coded;
     6. *compiled*: :func:`torch.compile` with ``fullgraph=True`` gives the eager numbers;
-    7. *float64*: float64 in, float64 out;
-    8. *typed*: the output is a tensor, or a (named) tuple or dict of them.
+    7. *portable*: ``forward`` runs on the meta device, so no device is hard-coded;
+    8. *float64*: float64 in, float64 out.
 
     Random draws inside ``forward`` start from the same seed in every clause. For a sparse router
     the inputs must be many enough that every expert is used.
@@ -68,20 +69,15 @@ def assert_block_contract(
         return target(*_map(cast, list(inputs)), **_map(cast, dict(keywords or {})))
 
     with torch.random.fork_rng(devices=[]):
-        expected = call(block)
-        _typed(expected)
         _registered(block)
         _pure(block, inputs, dict(keywords or {}))
+        expected = call(block)
+        _typed(expected)
         _trained(block, call, unused)
         _restored(block, call, expected)
-        _portable(block, call, expected)
         _compiled(block, call, expected, compile_backend)
+        _portable(block, call, expected)
         _float64(block, call)
-
-
-def _typed(output: Any) -> None:
-    for leaf in _leaves(output):
-        _demand(leaf is None or isinstance(leaf, Tensor), "typed", f"output holds a {type(leaf)}")
 
 
 def _registered(block: nn.Module) -> None:
@@ -89,23 +85,28 @@ def _registered(block: nn.Module) -> None:
         for attribute, value in vars(module).items():
             if attribute in _OWN:
                 continue
-            hidden = any(isinstance(leaf, Tensor) for leaf in _leaves(value))
             where = f"{name}.{attribute}" if name else attribute
-            _demand(not hidden, "registered", f"a tensor hides in the plain attribute {where}")
+            for leaf in _leaves(value):
+                hidden = isinstance(leaf, (Tensor, nn.Module))
+                _demand(not hidden, "registered", f"a {type(leaf).__name__} hides in {where}")
 
 
 def _pure(block: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
     attributes = {name: _attributes(module) for name, module in block.named_modules()}
-    buffers = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    state = {name: value.detach().clone() for name, value in _state(block)}
     before = _map(Tensor.clone, [list(inputs), keywords])
     block(*inputs, **keywords)
     for name, module in block.named_modules():
         same = _attributes(module) == attributes[name]
         _demand(same, "pure", f"forward changed an attribute of {name or 'the block'}")
-    for name, buffer in block.named_buffers():
-        same = torch.equal(buffer, buffers[name])
-        _demand(same, "pure", f"forward changed the buffer {name}")
+    for name, value in _state(block):
+        _demand(_close(value, state[name], 0.0), "pure", f"forward changed {name}")
     _demand(_close([list(inputs), keywords], before, 0.0), "pure", "forward changed an input")
+
+
+def _typed(output: Any) -> None:
+    for leaf in _leaves(output):
+        _demand(leaf is None or isinstance(leaf, Tensor), "typed", f"output holds a {type(leaf)}")
 
 
 def _trained(block: nn.Module, call: Callable[..., Any], unused: Collection[str]) -> None:
@@ -127,45 +128,62 @@ def _trained(block: nn.Module, call: Callable[..., Any], unused: Collection[str]
 
 
 def _restored(block: nn.Module, call: Callable[..., Any], expected: Any) -> None:
-    state = {name: value.clone() for name, value in block.state_dict().items()}
+    state = copy.deepcopy(block.state_dict())
     fresh = copy.deepcopy(block)
     for name, module in fresh.named_modules():
-        reset = getattr(module, "reset_parameters", None)
-        own = list(module.parameters(recurse=False))
-        if reset is None or not own:
+        if not hasattr(module, "reset_parameters"):
             continue
-        for parameter in own:
+        for parameter in module.parameters():
             nn.init.constant_(parameter, torch.nan)
-        reset()
-        drawn = all(bool(parameter.isfinite().all()) for parameter in own)
-        _demand(drawn, "restored", f"reset_parameters leaves a parameter of {name or 'the block'}")
+        module.reset_parameters()
+        for own, parameter in module.named_parameters(prefix=name):
+            drawn = bool(parameter.isfinite().all())
+            _demand(drawn, "restored", f"reset_parameters leaves {own}")
     fresh.load_state_dict(state)
     _demand(_close(call(fresh), expected, 0.0), "restored", "the outputs are not the same")
 
 
+def _compiled(block: nn.Module, call: Callable[..., Any], expected: Any, backend: str) -> None:
+    torch.compiler.reset()
+    with _errors_of("compiled"):
+        output = call(torch.compile(copy.deepcopy(block), fullgraph=True, backend=backend))
+    _demand(_close(output, expected, 1e-5), "compiled", "not the eager numbers")
+
+
 def _portable(block: nn.Module, call: Callable[..., Any], expected: Any) -> None:
-    output = call(copy.deepcopy(block).to("meta"), to="meta")
+    with _errors_of("portable"):
+        output = call(copy.deepcopy(block).to("meta"), to="meta")
     for got, want in zip(_leaves(output), _leaves(expected), strict=True):
         if isinstance(want, Tensor):
             _demand(got.is_meta, "portable", f"an output is on {got.device} instead of meta")
             _demand(got.shape == want.shape, "portable", f"{got.shape} instead of {want.shape}")
 
 
-def _compiled(block: nn.Module, call: Callable[..., Any], expected: Any, backend: str) -> None:
-    torch.compiler.reset()
-    compiled = torch.compile(copy.deepcopy(block), fullgraph=True, backend=backend)
-    _demand(_close(call(compiled), expected, 1e-5), "compiled", "not the eager numbers")
-
-
 def _float64(block: nn.Module, call: Callable[..., Any]) -> None:
-    for leaf in _leaves(call(copy.deepcopy(block).double(), to=torch.float64)):
+    with _errors_of("float64"):
+        output = call(copy.deepcopy(block).double(), to=torch.float64)
+    for leaf in _leaves(output):
         if _is_float(leaf):
             _demand(leaf.dtype == torch.float64, "float64", f"an output is {leaf.dtype}")
+
+
+@contextmanager
+def _errors_of(clause: str) -> Iterator[None]:
+    """Let an error of the block itself begin with the clause's name."""
+    try:
+        yield
+    except Exception as error:
+        raise AssertionError(f"{clause}: {error}") from error
 
 
 def _demand(holds: bool, clause: str, complaint: str) -> None:
     if not holds:
         raise AssertionError(f"{clause}: {complaint}")
+
+
+def _state(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from block.named_parameters()
+    yield from block.named_buffers()
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
@@ -195,8 +213,10 @@ def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if isinstance(value, Mapping):
         return {key: _map(function, entry) for key, entry in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(function, entry) for entry in value))
     if isinstance(value, (list, tuple)):
-        return [_map(function, entry) for entry in value]
+        return type(value)(_map(function, entry) for entry in value)
     return value
 
 
@@ -212,9 +232,12 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:
+    """Whether two outputs hold tensors of the same shapes and, up to the tolerance, numbers."""
     for got, want in zip(_leaves(a), _leaves(b), strict=True):
-        if isinstance(want, Tensor) and not torch.allclose(
-            got, want, rtol=tolerance, atol=tolerance, equal_nan=True
+        if isinstance(want, Tensor) and not (
+            got.shape == want.shape
+            and got.dtype == want.dtype
+            and torch.allclose(got, want, rtol=tolerance, atol=tolerance, equal_nan=True)
         ):
             return False
     return True

@@ -45,7 +45,7 @@ def attentive_routing(
         Unnormalised expert weights.
 
     Raises:
-        ValueError: If ``valid`` is not boolean or does not fit the sequence.
+        ValueError: If ``valid`` is not boolean, or shapes disagree.
 
     Example:
         >>> value = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])
@@ -54,9 +54,13 @@ def attentive_routing(
         tensor([[[1.0000, 0.0000],
                  [0.5000, 0.5000]]])
     """
+    check_shape("query", query, "L", "E")
+    check_shape("key", key, *query.shape, leading=False)
+    check_shape("value", value, *query.shape, leading=False)
     if valid is None:
         return F.scaled_dot_product_attention(query, key, value, is_causal=causal)
     check_mask("valid", valid, query.shape[:-1])
+    query, key, value = (mask_absent(part, valid) for part in (query, key, value))
     length = query.shape[-2]
     square = torch.ones(length, length, dtype=torch.bool, device=query.device)
     seen = valid.unsqueeze(-2) & (square.tril() if causal else square)
@@ -134,6 +138,8 @@ class AttentiveRouter(nn.Module):
     ) -> RouterOutput:
         """Return expert weights; shapes are given in the class docstring."""
         check_shape("x", x, "L", self.dim)
+        if valid is not None:
+            check_mask("valid", valid, x.shape[:-1])
         wide = torch.promote_types(x.dtype, torch.float32)
         joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
         query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from einops import rearrange
@@ -13,7 +13,7 @@ from mmfuse._checks import check_choice, check_positive, check_shape
 
 __all__ = ["Experts"]
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "relu": F.relu,
     "silu": F.silu,
@@ -111,7 +111,7 @@ class Experts(nn.Module):
             hidden = hidden + self.in_bias.flatten()
         hidden = _ACTIVATIONS[self.activation](hidden).unflatten(-1, (self.num_experts, -1))
         weighted = (hidden * expert_weight.unsqueeze(-1)).flatten(-2)
-        output = weighted @ rearrange(self.out_weight, "e f o -> (e f) o")
+        output: Tensor = weighted @ rearrange(self.out_weight, "e f o -> (e f) o")
         return output if self.out_bias is None else output + expert_weight @ self.out_bias
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from einops import einsum
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfuse._checks import check_choice, check_positive, check_shape
+from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.types import GateOutput
 
@@ -58,7 +58,8 @@ def category_discrepancy(
         One discrepancy a modality, not negative.
 
     Raises:
-        ValueError: If a shape does not fit or a word is not among the choices.
+        ValueError: If ``labels`` are not boolean, a shape does not fit, or a word is not among
+            the choices.
 
     Example:
         >>> logits = torch.tensor([[[2.0, -2.0], [0.0, 0.0]]])  # right; undecided
@@ -67,7 +68,8 @@ def category_discrepancy(
     """
     check_choice("reduction", reduction, ("mean", "sum"))
     check_choice("pooling", pooling, ("max", "joint"))
-    check_shape("labels", labels, *logits.shape[:-2], logits.shape[-1])
+    check_shape("logits", logits, "M", "C")
+    check_mask("labels", labels, (*logits.shape[:-2], logits.shape[-1]))
     of_label = labels.unsqueeze(-2)
     zero = torch.zeros((), dtype=logits.dtype, device=logits.device)
     if pooling == "joint":

@@ -73,4 +73,5 @@ class DynamicTanh(nn.Module):
         return self.weight * squashed + self.bias
 
     def extra_repr(self) -> str:
-        return f"dim={self.dim}, affine={self.weight is not None}"
+        affine = self.weight is not None
+        return f"dim={self.dim}, alpha={self.initial_alpha}, affine={affine}"

@@ -130,9 +130,9 @@ def masked_softmax(
         return torch.softmax(wide / temperature, dim=-1).to(scores.dtype)
     check_mask("present", present, scores.shape)
     zero = torch.zeros((), dtype=wide.dtype, device=wide.device)
-    lowest = torch.finfo(wide.dtype).min  # not -inf: a row without anything present stays finite
     scaled = torch.where(present, wide, zero) / temperature
-    weights = torch.softmax(torch.where(present, scaled, zero + lowest), dim=-1)
+    counted = present | ~present.any(-1, keepdim=True)  # no row of -inf alone: its softmax is NaN
+    weights = torch.softmax(torch.where(counted, scaled, zero - torch.inf), dim=-1)
     return torch.where(present, weights, zero).to(scores.dtype)
 
 
@@ -148,11 +148,12 @@ def apply_where(
 
     Padding costs nothing: rows are packed before the function and unpacked after it. Under
     :func:`torch.compile` and on the meta device, where the number of valid rows is not known,
-    the function sees every row and the result is masked: same numbers, static shapes.
+    the function sees every row, zeros where not valid, and the result is masked: same numbers,
+    static shapes.
 
     Args:
-        function: Maps tensors of shape :math:`(T, \ast)` to one of shape :math:`(T, \ast)`,
-            row by row.
+        function: Maps tensors of shape :math:`(\ldots, \ast)` to one of shape
+            :math:`(\ldots, \ast)`, row by row. It and its gradient must be finite at zeros.
         valid: Boolean, true where the function applies; ``None`` means everywhere.
         inputs: Tensors whose first dimensions are those of ``valid``.
 
@@ -177,13 +178,15 @@ def apply_where(
         return function(*inputs)
     for tensor in inputs:
         check_mask("valid", valid, tensor.shape[: valid.ndim])
-    static = torch.compiler.is_compiling() or valid.is_meta
-    if static:
-        output = function(*inputs)
-        mask = valid.reshape(*valid.shape, *(1,) * (output.ndim - valid.ndim))
-        return torch.where(mask, output, torch.zeros_like(output))
+    if torch.compiler.is_compiling() or valid.is_meta:
+        return _zero_elsewhere(function(*(_zero_elsewhere(part, valid) for part in inputs)), valid)
     rows = valid.flatten().nonzero().squeeze(-1)
-    packed = [tensor.flatten(0, valid.ndim - 1).index_select(0, rows) for tensor in inputs]
-    output = function(*packed)
+    flat = [part.reshape(valid.numel(), *part.shape[valid.ndim :]) for part in inputs]
+    output = function(*(part.index_select(0, rows) for part in flat))
     full = output.new_zeros(valid.numel(), *output.shape[1:])
-    return full.index_copy(0, rows, output).unflatten(0, valid.shape)
+    return full.index_copy(0, rows, output).reshape(*valid.shape, *output.shape[1:])
+
+
+def _zero_elsewhere(x: Tensor, valid: Tensor) -> Tensor:
+    mask = valid.reshape(*valid.shape, *(1,) * (x.ndim - valid.ndim))
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))

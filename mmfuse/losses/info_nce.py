@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
 
@@ -36,7 +36,8 @@ def info_nce(
     The negatives :math:`\mathcal{N}_i` are the other keys of the batch, or ``negative_keys``,
     shared by all rows or one set a row. In the batch, a key whose ``ids`` entry equals the row's
     own is no negative: it leaves the denominator (it is not set to zero *before* ``exp``, where it
-    would still count as one). Computed in float32 at least.
+    would still count as one). A zero vector is at cosine zero from everything. Computed in float32
+    at least, under autocast too.
 
     Args:
         query: What is looked for.
@@ -44,7 +45,7 @@ def info_nce(
         negative_keys: Explicit negatives; ``None`` takes the other keys of the batch.
         temperature: Temperature :math:`\tau > 0`.
         reduction: ``"mean"`` over the valid rows, their ``"sum"``, or ``"none"``: one loss a row.
-        ids: What each row is about; rows of one id are not each other's negatives.
+        ids: What each row is about, as integers; rows of one id are not each other's negatives.
         valid: Boolean; a row that is not valid has loss zero and is nobody's negative. Where no
             row is valid the loss is zero and still part of the graph.
         symmetric: Whether to take the mean of both directions, as :cite:`radford2021clip` does.
@@ -60,31 +61,35 @@ def info_nce(
 
     Raises:
         ValueError: If shapes disagree, ``temperature`` is not positive, ``reduction`` is unknown,
-            or ``ids`` or ``symmetric`` meet explicit negatives, for which they have no meaning.
+            ``ids`` are not integers, or ``ids`` or ``symmetric`` meet explicit negatives, for
+            which they have no meaning.
 
     Example:
         >>> query = torch.eye(2)
         >>> info_nce(query, query, temperature=1.0)  # log(1 + exp(0 - 1))
         tensor(0.3133)
     """
-    check_shape("query", query, "B", "D")
-    check_shape("positive_key", positive_key, *query.shape)
+    check_shape("query", query, "B", "D", leading=False)
+    check_shape("positive_key", positive_key, *query.shape, leading=False)
     check_positive(temperature=temperature)
     check_choice("reduction", reduction, ("mean", "sum", "none"))
     if valid is not None:
         check_mask("valid", valid, query.shape[:1])
-    query, key = _unit(query, valid), _unit(positive_key, valid)
-    if negative_keys is None:
-        losses = _in_batch(query, key, ids, valid, temperature)
-        if symmetric:
-            losses = (losses + _in_batch(key, query, ids, valid, temperature)) / 2
-    else:
-        if ids is not None or symmetric:
-            raise ValueError(
-                "Expected ids=None and symmetric=False with negative_keys, "
-                f"got ids {'None' if ids is None else 'given'} and symmetric={symmetric}."
-            )
-        losses = _explicit(query, key, negative_keys, temperature)
+    if ids is not None:
+        _check_ids(ids, query.shape[0])
+    if negative_keys is not None and (ids is not None or symmetric):
+        raise ValueError(
+            "Expected ids=None and symmetric=False with negative_keys, "
+            f"got ids {'None' if ids is None else 'given'} and symmetric={symmetric}."
+        )
+    with _without_autocast(query.device):
+        if negative_keys is not None:
+            losses = _explicit(query, positive_key, negative_keys, valid, temperature)
+        else:
+            losses = _in_batch(query, positive_key, ids, valid, temperature)
+            if symmetric:
+                back = _in_batch(positive_key, query, ids, valid, temperature)
+                losses = (losses + back) / 2
     return _reduce(losses, valid, reduction)
 
 
@@ -157,12 +162,37 @@ class InfoNCELoss(nn.Module):
         )
 
 
-def _unit(vectors: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Unit vectors in float32 at least; a zero vector stays zero, with a finite gradient."""
-    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+def _check_ids(ids: Tensor, rows: int) -> None:
+    check_shape("ids", ids, rows, leading=False)
+    if ids.is_floating_point() or ids.is_complex():
+        raise ValueError(f"Expected ids of an integer dtype, got {ids.dtype}.")
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Keep the similarities out of autocast, which would round them to 8 or 11 bits."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def _unit(
+    vectors: Tensor,  # (..., D)
+    valid: Tensor | None,  # (...)
+    dtype: torch.dtype,
+) -> Tensor:  # (..., D)
+    """Unit vectors; a zero vector stays zero, and its gradient is that of a vector of length 1."""
+    wide = vectors.to(dtype)
     if valid is not None:
         wide = torch.where(valid.unsqueeze(-1), wide, torch.zeros_like(wide))
-    return F.normalize(wide, dim=-1)
+    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    return wide / torch.where(length < 1e-12, torch.ones_like(length), length)
+
+
+def _at_least_float32(*tensors: Tensor) -> torch.dtype:
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
 
 
 def _in_batch(
@@ -172,13 +202,13 @@ def _in_batch(
     valid: Tensor | None,  # (B,)
     temperature: float,
 ) -> Tensor:  # (B,)
-    logits = query @ key.mT / temperature
+    dtype = _at_least_float32(query, key)
+    logits = _unit(query, valid, dtype) @ _unit(key, valid, dtype).mT / temperature
     rows = query.shape[0]
     no_negative = torch.zeros(rows, rows, dtype=torch.bool, device=query.device)
     if valid is not None:
         no_negative = no_negative | ~valid
     if ids is not None:
-        check_shape("ids", ids, rows)
         no_negative = no_negative | (ids.unsqueeze(1) == ids)
     itself = torch.eye(rows, dtype=torch.bool, device=query.device)
     logits = logits.masked_fill(no_negative & ~itself, -torch.inf)
@@ -189,15 +219,20 @@ def _explicit(
     query: Tensor,  # (B, D)
     key: Tensor,  # (B, D)
     negative_keys: Tensor,  # (N, D) or (B, N, D)
+    valid: Tensor | None,  # (B,)
     temperature: float,
 ) -> Tensor:  # (B,)
     rows, dim = query.shape
-    if negative_keys.ndim == 3:
-        check_shape("negative_keys", negative_keys, rows, "N", dim)
-    else:
-        check_shape("negative_keys", negative_keys, "N", dim)
+    dtype = _at_least_float32(query, key, negative_keys)
+    query, key = _unit(query, valid, dtype), _unit(key, valid, dtype)
     positive = (query * key).sum(-1, keepdim=True)
-    negative = (_unit(negative_keys) @ query.unsqueeze(-1)).squeeze(-1)
+    if negative_keys.ndim == 3:
+        check_shape("negative_keys", negative_keys, rows, "N", dim, leading=False)
+        own = None if valid is None else valid.unsqueeze(-1).expand(negative_keys.shape[:-1])
+        negative = (_unit(negative_keys, own, dtype) @ query.unsqueeze(-1)).squeeze(-1)
+    else:
+        check_shape("negative_keys", negative_keys, "N", dim, leading=False)
+        negative = query @ _unit(negative_keys, None, dtype).mT
     logits = torch.cat([positive, negative], dim=-1) / temperature
     return torch.logsumexp(logits, dim=-1) - logits[:, 0]
 

@@ -54,7 +54,7 @@ def swap_modalities(
     """
     check_probability(p=p)
     check_shape("a", a, "L", "D")
-    check_shape("b", b, *a.shape)
+    check_shape("b", b, *a.shape, leading=False)
     swap = torch.rand(a.shape[:-1], generator=generator, device=a.device) < p
     if valid is not None:
         check_mask("valid", valid, a.shape[:-1])
@@ -119,7 +119,8 @@ class ModalitySwapInfoNCE(nn.Module):
         check_probability(p=p)
         check_positive(temperature=temperature)
         for pair in pairs or ():
-            if len(pair) != 2 or pair[0] == pair[1] or min(pair) < 0:
+            indices = list(pair)
+            if len(indices) != 2 or indices[0] == indices[1] or min(indices) < 0:
                 raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
         self.p = p
         self.pairs = None if pairs is None else tuple((m, n) for m, n in pairs)
@@ -137,11 +138,14 @@ class ModalitySwapInfoNCE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:  # ()
         """Return the sum over the pairs; shapes are given in the class docstring."""
-        check_shape("streams", streams, "B", "L", "M", "D")
+        check_shape("streams", streams, "B", "L", "M", "D", leading=False)
+        if valid is not None:
+            check_mask("valid", valid, streams.shape[:2])
         if present is not None:
             check_mask("present", present, streams.shape[:-1])
             streams = torch.where(present.unsqueeze(-1), streams, torch.zeros_like(streams))
-        total = streams.new_zeros((), dtype=torch.promote_types(streams.dtype, torch.float32))
+        # an empty sum: zero, yet part of the graph where there is no pair
+        total = streams[:0].sum(dtype=torch.promote_types(streams.dtype, torch.float32))
         for m, n in self._pairs(streams.shape[-2]):
             both = _both(present, valid, m, n)
             a, b = swap_modalities(

@@ -132,7 +132,7 @@ class LearnedStandIn(nn.Module):
         if present is None:
             return Streams(x, everywhere)
         check_mask("present", present, x.shape[:-1])
-        return Streams(torch.where(present.unsqueeze(-1), x, self.vectors), everywhere)
+        return Streams(torch.where(present.unsqueeze(-1), x, self.vectors.to(x.dtype)), everywhere)
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_modalities={self.num_modalities}"

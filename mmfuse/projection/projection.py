@@ -26,14 +26,14 @@ class ModalityProjection(nn.Module):
 
     Args:
         widths: Raw width :math:`D_m` of every modality, by name; ``None`` for one that already
-            has width ``dim`` and passes unchanged.
+            has width ``dim``, and a floating dtype, and passes unchanged.
         dim: Model width :math:`D`.
         bias: Whether to add :math:`\mathbf{b}_m`.
 
     Shape:
         - features: :math:`\{\text{name}: (\ldots, D_m)\}`; a missing name is an absent modality
         - present: :math:`\{\text{name}: (\ldots)\}`, boolean, true where observed; a missing name
-          means observed wherever features are given
+          means observed wherever features are given; a name without features stays absent
         - output x: :math:`(\ldots, M, D)`; present: :math:`(\ldots, M)`
 
     Returns:
@@ -41,7 +41,7 @@ class ModalityProjection(nn.Module):
 
     Raises:
         ValueError: If there is no modality, a size is not positive, a name is unknown, no
-            features are given, or shapes disagree.
+            features are given, or shapes or dtypes disagree.
 
     Example:
         >>> projection = ModalityProjection({"text": 384, "image": 1024}, 64)
@@ -95,12 +95,14 @@ class ModalityProjection(nn.Module):
         self._check_names("present", present)
         if not features:
             raise ValueError(f"Expected features of at least one of {self.names}, got none.")
-        lead = next(iter(features.values())).shape[:-1]
+        lead = next(features[name] for name in self.names if name in features).shape[:-1]
+        for name, mask in present.items():
+            check_mask(f"present[{name!r}]", mask, lead)
         streams = []
         for name, layer in zip(self.names, self.layers, strict=True):
             if name in features:
-                mask = present.get(name)
-                streams.append(self._project(name, layer, features[name], mask, lead))
+                self._check_features(name, features[name], lead)
+                streams.append(_project(layer, features[name], present.get(name)))
         return self._stack(features, present, streams, lead)
 
     def extra_repr(self) -> str:
@@ -111,22 +113,13 @@ class ModalityProjection(nn.Module):
         if unknown:
             raise ValueError(f"Expected {argument} named among {self.names}, got {unknown}.")
 
-    def _project(
-        self,
-        name: str,
-        layer: nn.Module,
-        features: Tensor,  # (..., D_m)
-        present: Tensor | None,  # (...)
-        lead: torch.Size,
-    ) -> Tensor:  # (..., D)
-        width = self.widths[name]
-        check_shape(f"features[{name!r}]", features, *lead, self.dim if width is None else width)
-        if present is not None:
-            check_mask(f"present[{name!r}]", present, lead)
-        features = mask_absent(features, present)
-        if isinstance(layer, nn.Linear):
-            features = layer(features.to(layer.weight.dtype))
-        return mask_absent(features, present)  # the bias is not a feature either
+    def _check_features(self, name: str, features: Tensor, lead: torch.Size) -> None:
+        argument, raw = f"features[{name!r}]", self.widths[name]
+        width = self.dim if raw is None else raw
+        check_shape(argument, features, width)
+        check_shape(argument, features, *lead, width, leading=False)
+        if raw is None and not features.is_floating_point():
+            raise ValueError(f"Expected {argument} of a floating dtype, got {features.dtype}.")
 
     def _stack(
         self,
@@ -145,3 +138,14 @@ class ModalityProjection(nn.Module):
             for name in self.names
         ]
         return Streams(x, torch.stack(masks, dim=-1))
+
+
+def _project(
+    layer: nn.Module,
+    features: Tensor,  # (..., D_m)
+    present: Tensor | None,  # (...)
+) -> Tensor:  # (..., D)
+    features = mask_absent(features, present)
+    if isinstance(layer, nn.Linear):
+        features = layer(features.to(layer.weight.dtype))
+    return mask_absent(features, present)  # the bias is not a feature either

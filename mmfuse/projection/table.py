@@ -33,7 +33,8 @@ class FeatureTable(nn.Module):
         :class:`~mmfuse.types.TableOutput`.
 
     Raises:
-        ValueError: If ``features`` is not a matrix of finite floating numbers.
+        ValueError: If ``features`` is not a matrix of finite floating numbers, or ``items`` are
+            not integers.
 
     Example:
         >>> table = FeatureTable(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
@@ -64,6 +65,8 @@ class FeatureTable(nn.Module):
 
     def forward(self, items: Tensor) -> TableOutput:  # (...) -> (..., D_m), (...)
         """Return rows and presence; shapes are given in the class docstring."""
+        if items.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"Expected items of dtype torch.int64, got {items.dtype}.")
         present = F.embedding(items, self.present.unsqueeze(-1)).squeeze(-1)
         rows = F.embedding(items, self.features)
         if self.trainable:

@@ -1,0 +1,1 @@
+"""CAMMSR, a multimodal sequential recommender built from mmfuse."""

@@ -1,0 +1,115 @@
+"""Batches of sequences of similar length, each padded to its own longest one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cammsr.split import Ragged, Target
+
+__all__ = ["Batch", "LengthBuckets", "TargetBatch", "target_loader", "training_loader"]
+
+BATCHES_A_BUCKET = 20
+
+
+class Batch(NamedTuple):
+    """Training sequences: at every valid position, the item to predict next."""
+
+    items: Tensor  # (B, L)
+    valid: Tensor  # (B, L)
+    targets: Tensor  # (B, L)
+
+
+class TargetBatch(NamedTuple):
+    """Histories and the one item to predict after each."""
+
+    items: Tensor  # (B, L)
+    valid: Tensor  # (B, L)
+    target: Tensor  # (B,)
+
+
+class LengthBuckets(Sampler[Tensor]):
+    """Draw batches of rows: shuffled, yet of similar length within a batch.
+
+    Rows are shuffled, cut into buckets of some batches, sorted by length within each, and the
+    batches are shuffled again. The order depends on the seed and the epoch alone.
+    """
+
+    def __init__(self, lengths: Tensor, batch_size: int, seed: int) -> None:
+        self.lengths = lengths
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the trainer before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        shuffled = torch.randperm(len(self.lengths), generator=generator)
+        buckets = shuffled.split(self.batch_size * BATCHES_A_BUCKET)
+        by_length = [rows[self.lengths[rows].argsort(stable=True)] for rows in buckets]
+        batches = torch.cat(by_length).split(self.batch_size)
+        for batch in torch.randperm(len(batches), generator=generator).tolist():
+            yield batches[batch]
+
+
+class TrainingSequences(Dataset[Batch]):
+    """Sequences, read a batch of rows at a time; at least two items make a sequence."""
+
+    def __init__(self, sequences: Ragged, max_length: int) -> None:
+        self.sequences = sequences
+        self.max_length = max_length
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        items, valid = self.sequences.padded(rows, self.max_length + 1)
+        return Batch(items[:, :-1], valid[:, 1:], items[:, 1:])
+
+
+class Targets(Dataset[TargetBatch]):
+    """Histories and targets, read a batch of users at a time."""
+
+    def __init__(self, target: Target, max_length: int) -> None:
+        self.target = target
+        self.max_length = max_length
+
+    def __getitem__(self, rows: Tensor) -> TargetBatch:
+        items, valid = self.target.history.padded(rows, self.max_length)
+        return TargetBatch(items, valid, self.target.item[rows])
+
+
+def training_loader(
+    sequences: Ragged, max_length: int, batch_size: int, seed: int
+) -> DataLoader[Batch]:
+    """All sequences of at least two items, in a new order every epoch."""
+    lengths = sequences.lengths
+    trainable = (lengths >= 2).nonzero().squeeze(1)
+    kept = Ragged.from_lengths(sequences.values[(lengths >= 2)[sequences.rows]], lengths[trainable])
+    sampler = LengthBuckets(kept.lengths.clamp(max=max_length + 1), batch_size, seed)
+    return DataLoader(TrainingSequences(kept, max_length), sampler=sampler, batch_size=None)
+
+
+def target_loader(target: Target, max_length: int, batch_size: int) -> DataLoader[TargetBatch]:
+    """All users, sorted by the length of their history."""
+    order = target.history.lengths.argsort(stable=True)
+    batches = list(order.split(batch_size))
+    return DataLoader(Targets(target, max_length), sampler=_Fixed(batches), batch_size=None)
+
+
+class _Fixed(Sampler[Tensor]):
+    def __init__(self, batches: list[Tensor]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)

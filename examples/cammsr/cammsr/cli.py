@@ -1,0 +1,67 @@
+"""The command line: every field of the configuration, from YAML and from flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from cammsr.config import Config
+from cammsr.variants import configure
+
+__all__ = ["parse", "parse_comparison"]
+
+PLANTED = ["cammsr", "cammsr w/o guidance", "cammsr w/o MSCL", "concat", "sasrec"]
+REAL = ["cammsr", "sasrec"]
+PLANTED_CONFIG = Path(__file__).parents[1] / "configs" / "planted.yaml"
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str]]:
+    """The configuration and the names of the models to train."""
+    parser = _parser("Train CAMMSR beside its floors and baselines.")
+    return _read(parser, parser.parse_args(_with_default(arguments)))
+
+
+def parse_comparison(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], int]:
+    """The same, and the number of seeds."""
+    parser = _parser("Compare models over seeds.")
+    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
+    given = parser.parse_args(_with_default(arguments))
+    if given.seeds < 1:
+        parser.error(f"Expected --seeds >= 1, got {given.seeds}.")
+    return (*_read(parser, given), given.seeds)
+
+
+def _parser(description: str) -> ArgumentParser:
+    parser = ArgumentParser(description=description)
+    parser.add_argument("--config", action="config", help="a YAML file of the settings below")
+    parser.add_argument(
+        "--models",
+        type=list[str] | None,
+        default=None,
+        help=f"what to train; without --data {PLANTED}, with it {REAL}",
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def _with_default(arguments: Sequence[str] | None) -> list[str]:
+    """Settings for the generated catalogue, unless a dataset or a file of settings is named."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    named = any(word.split("=")[0] in ("--data", "--config") for word in given)
+    return given if named else ["--config", str(PLANTED_CONFIG), *given]
+
+
+def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
+    made = parser.instantiate_classes(given)
+    config = Config(**{field.name: made[field.name] for field in fields(Config)})
+    models = given.models or (PLANTED if config.data is None else REAL)
+    try:  # a wrong name is refused before anything is computed
+        for model in models:
+            configure(model, config)
+    except ValueError as error:
+        parser.error(str(error))
+    return config, models

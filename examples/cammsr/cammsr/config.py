@@ -1,0 +1,118 @@
+"""Every setting of a run, typed; the command line and the YAML files are made of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+__all__ = ["Config", "ModelConfig", "Norm", "ObjectiveConfig", "TrainingConfig"]
+
+Norm = Literal["dyt", "layernorm"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model. Equations are those of the CAMMSR paper.
+
+    Args:
+        modalities: Which features of the dataset folder to use; all of them by default.
+        use_id: Whether the item id is a modality too.
+        dim: Width d of a stream.
+        num_layers: Transformer layers a stream.
+        num_heads: Attention heads.
+        hidden_dim: Inner width of a Transformer layer.
+        dropout: Dropout probability.
+        max_length: How many of a user's last items are read.
+        norm: Dynamic tanh (Eq. 13), or LayerNorm: the ablation "w/o DyT".
+        init_scale: Standard deviation of every stream at the start.
+        num_experts: Experts K for each modality (Eq. 5).
+        shared_experts: Whether modalities share one bank of experts.
+        normalize_experts: Whether expert weights sum to one; as printed (Eq. 7) they do not.
+        category_guidance: Whether categories weigh the modalities; otherwise equal weights.
+        guidance: Sign of Eq. 10.
+        reduction: Mean or sum over the categories in Eq. 9.
+        gate_temperature: Temperature of Eq. 10.
+        detach_gate: Whether the category gate leaves the embeddings alone.
+    """
+
+    modalities: list[str] | None = None
+    use_id: bool = True
+    dim: int = 64
+    num_layers: int = 2
+    num_heads: int = 2
+    hidden_dim: int = 256
+    dropout: float = 0.3
+    max_length: int = 20
+    norm: Norm = "dyt"
+    init_scale: float = 0.1
+    num_experts: int = 4
+    shared_experts: bool = False
+    normalize_experts: bool = False
+    category_guidance: bool = True
+    guidance: Literal["confidence", "difficulty"] = "confidence"
+    reduction: Literal["mean", "sum"] = "mean"
+    gate_temperature: float = 1.0
+    detach_gate: bool = False
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The weighted sum of losses (Eq. 20).
+
+    Args:
+        contrast_weight: Weight lambda of modality-swap contrastive learning; 0 leaves it out.
+        contrast_temperature: Temperature of its InfoNCE; 1 as printed.
+        contrast_symmetric: Whether to take both directions.
+        swap_probability: Probability rho of a swap at a position.
+        category_weight: Weight of the category loss; 0 as printed.
+        label_smoothing: Label smoothing of the next-item cross entropy.
+    """
+
+    contrast_weight: float = 0.1
+    contrast_temperature: float = 0.2
+    contrast_symmetric: bool = True
+    swap_probability: float = 0.5
+    category_weight: float = 0.1
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop.
+
+    Args:
+        batch_size: Sequences a step.
+        max_epochs: Most epochs.
+        patience: Epochs without a better validation NDCG@10 before the loop stops.
+        learning_rate: Adam's step size.
+        weight_decay: Decoupled weight decay.
+        threads: Processor threads; torch's own choice by default.
+    """
+
+    batch_size: int = 256
+    max_epochs: int = 100
+    patience: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run.
+
+    Args:
+        data: Dataset folder; the generated catalogue by default.
+        output: Where run folders go.
+        seed: Seed of every random draw, the generated catalogue's included.
+        model: The model.
+        objective: The losses.
+        training: The loop.
+    """
+
+    data: str | None = None
+    output: str = "runs"
+    seed: int = 0
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -1,0 +1,90 @@
+"""The catalogue as modality streams: projected once a step, then looked up by item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmfuse import FeatureTable, ModalityProjection
+from mmfuse.types import Streams
+
+__all__ = ["ID", "ItemStreams", "look_up"]
+
+ID = "id"
+"""The modality that is the item itself: a learned embedding."""
+
+
+class ItemStreams(nn.Module):
+    """Every item of the catalogue as ``M`` vectors of one width (Eq. 2-4).
+
+    The raw features are frozen; their projections and the id embedding are trained. Features are
+    centred and scaled to unit variance over the items that have them, so that no encoder's scale
+    decides which modality is loud at the start.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, Tensor],  # modality -> (V, D_m)
+        num_items: int,
+        dim: int,
+        *,
+        use_id: bool = True,
+        scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        if ID in features:
+            raise ValueError(
+                f"Expected features of other names than {ID!r}, it is the item itself."
+            )
+        if not features and not use_id:
+            raise ValueError("Expected at least one modality, got no features and use_id=False.")
+        self.scale = scale
+        self.embedding = nn.Embedding(num_items, dim) if use_id else None
+        self.tables = nn.ModuleList(FeatureTable(standardise(raw)) for raw in features.values())
+        self.names = (*((ID,) if use_id else ()), *features)
+        widths = {name: raw.shape[1] for name, raw in features.items()}
+        known = {ID: None, **widths} if use_id else widths
+        self.projection = ModalityProjection(known, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw embeddings and projections so that every stream starts at the same scale."""
+        if self.embedding is not None:
+            nn.init.normal_(self.embedding.weight, std=self.scale)
+        for layer in self.projection.layers:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=self.scale / layer.in_features**0.5)
+                nn.init.zeros_(layer.bias)
+
+    def forward(self) -> Streams:
+        """The whole catalogue: x (V, M, D) and present (V, M)."""
+        names = [name for name in self.names if name != ID]
+        features = {name: table.features for name, table in zip(names, self.tables, strict=True)}
+        present = {name: table.present for name, table in zip(names, self.tables, strict=True)}
+        if self.embedding is not None:
+            features[ID] = self.embedding.weight
+        streams: Streams = self.projection(features, present)
+        return streams
+
+
+def standardise(raw: Tensor) -> Tensor:  # (V, D_m) -> (V, D_m)
+    """Centre the columns and give their mean variance one, over rows that are not all zero."""
+    present = (raw != 0).any(-1)
+    rows = raw[present].float()
+    if len(rows) == 0:
+        return raw.float()
+    centred = rows - rows.mean(0)
+    variance = centred.square().mean()
+    scaled = torch.zeros_like(raw, dtype=torch.float32)
+    scaled[present] = centred / variance.clamp(min=1e-12).sqrt()
+    return scaled
+
+
+def look_up(catalogue: Streams, items: Tensor) -> Streams:  # items (...)
+    """Streams (..., M, D) and presence (..., M) of some items."""
+    num_items, modalities, dim = catalogue.x.shape
+    rows = F.embedding(items, catalogue.x.reshape(num_items, modalities * dim))
+    return Streams(rows.unflatten(-1, (modalities, dim)), catalogue.present[items])

@@ -1,0 +1,125 @@
+"""A run: a dataset, its floors, some models, one folder with everything that came out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+import yaml
+
+from cammsr.catalogue import write_catalogue
+from cammsr.config import Config
+from cammsr.dataset import Dataset, k_core, read_folder
+from cammsr.floors import floors
+from cammsr.metrics import evaluate
+from cammsr.report import draw_report, format_table
+from cammsr.split import Split, leave_one_out
+from cammsr.training import Trained, train
+
+__all__ = ["Result", "open_data", "run"]
+
+Floors = dict[str, dict[str, dict[str, float]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a run found."""
+
+    folder: Path
+    floors: Floors
+    models: list[Trained]
+
+
+def open_data(config: Config, folder: Path) -> tuple[Dataset, Split]:
+    """The 5-core of the dataset folder, or of the generated catalogue, and its split."""
+    path = config.data
+    if path is None:
+        path = str(folder / "planted")
+        write_catalogue(path, seed=config.seed)
+    dataset = k_core(read_folder(path, config.model.modalities))
+    return dataset, leave_one_out(dataset)
+
+
+def run(config: Config, models: list[str], *, progress: bool = True) -> Result:
+    """Print the floors, train the models one after the other, print the table, write the folder."""
+    if config.training.threads is not None:
+        torch.set_num_threads(config.training.threads)
+    folder = _make_folder(config)
+    dataset, split = open_data(config, folder)
+    print(_describe(dataset, split))
+    beside = measure_floors(dataset, split)
+    trained = [
+        train(name, dataset, split, config, folder / _file_name(name), progress=progress)
+        for name in models
+    ]
+    table = format_table(beside, trained)
+    print(f"\n{table}\n")
+    _write(folder, config, dataset, beside, trained, table)
+    draw_report(folder / "report.png", beside, trained, dataset, split.validation)
+    print(f"Everything is in {folder}")
+    return Result(folder, beside, trained)
+
+
+def measure_floors(dataset: Dataset, split: Split) -> Floors:
+    """Validation and test metrics of every floor."""
+    return {
+        name: {
+            "validation": evaluate(scorer, split.validation),
+            "test": evaluate(scorer, split.test),
+        }
+        for name, scorer in floors(dataset, split).items()
+    }
+
+
+def _make_folder(config: Config) -> Path:
+    name = "planted" if config.data is None else Path(config.data).resolve().name
+    folder = Path(config.output) / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _file_name(variant: str) -> str:
+    return variant.replace("/", "").replace(" ", "-")
+
+
+def _describe(dataset: Dataset, split: Split) -> str:
+    shares = ", ".join(
+        f"{name} {(raw != 0).any(-1).double().mean():.0%}"
+        for name, raw in dataset.features.items()
+    )
+    return (
+        f"{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "
+        f"{len(dataset.item_ids)} interactions, {len(dataset.categories)} categories; "
+        f"items with {shares}; {len(split.train.values)} interactions to train on"
+    )
+
+
+def _write(
+    folder: Path,
+    config: Config,
+    dataset: Dataset,
+    beside: Floors,
+    trained: list[Trained],
+    table: str,
+) -> None:
+    versions = {"torch": torch.__version__, "lightning": lightning.__version__}
+    models: dict[str, Any] = {
+        model.name: {
+            "validation": model.validation,
+            "test": model.test,
+            "seconds": model.seconds,
+            "epochs": model.epochs,
+            "best_epoch": model.best_epoch,
+            "curve": model.curve,
+        }
+        for model in trained
+    }
+    metrics = {"dataset": dataset.name, "floors": beside, "models": models, "versions": versions}
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    (folder / "table.txt").write_text(table + "\n")

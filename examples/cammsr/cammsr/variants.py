@@ -1,0 +1,58 @@
+"""The models that a run can train, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from cammsr.baselines import concat_recommender, sasrec
+from cammsr.config import Config
+from cammsr.dataset import Dataset
+from cammsr.model import CAMMSR
+from cammsr.objective import Objective
+
+__all__ = ["VARIANTS", "build", "configure"]
+
+
+def _without_guidance(config: Config) -> Config:
+    """Equal weights, and no category loss: nothing of the model sees a category."""
+    return replace(
+        config,
+        model=replace(config.model, category_guidance=False),
+        objective=replace(config.objective, category_weight=0.0),
+    )
+
+
+def _without_contrast(config: Config) -> Config:
+    return replace(config, objective=replace(config.objective, contrast_weight=0.0))
+
+
+def _as_configured(config: Config) -> Config:
+    return config
+
+
+VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]] = {
+    "sasrec": (sasrec, _as_configured),
+    "concat": (concat_recommender, _as_configured),
+    "cammsr": (CAMMSR, _as_configured),
+    "cammsr w/o guidance": (CAMMSR, _without_guidance),
+    "cammsr w/o MSCL": (CAMMSR, _without_contrast),
+}
+
+
+def configure(variant: str, config: Config) -> Config:
+    """The configuration of a variant."""
+    if variant not in VARIANTS:
+        raise ValueError(f"Expected a model among {list(VARIANTS)}, got {variant!r}.")
+    return VARIANTS[variant][1](config)
+
+
+def build(variant: str, dataset: Dataset, config: Config) -> tuple[nn.Module, Objective]:
+    """A fresh model and its objective, the same for the same seed."""
+    config = configure(variant, config)
+    torch.manual_seed(config.seed)
+    model = VARIANTS[variant][0](dataset.features, dataset.labels, config.model)
+    return model, Objective(config.objective)

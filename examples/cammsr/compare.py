@@ -1,0 +1,16 @@
+"""Train several models over several seeds and compare them pair by pair.
+
+    python examples/cammsr/compare.py --seeds 5
+    python examples/cammsr/compare.py --data FOLDER --models '[cammsr,sasrec]' --seeds 3
+
+Prints means and spreads over the seeds, and the paired difference of every model to the first one.
+A seed draws the weights, the batches and, without ``--data``, the generated catalogue itself.
+"""
+
+from __future__ import annotations
+
+from cammsr.cli import parse_comparison
+from cammsr.comparison import compare
+
+if __name__ == "__main__":
+    compare(*parse_comparison())

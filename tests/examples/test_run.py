@@ -1,0 +1,136 @@
+"""Tests for cammsr.run, cammsr.report, cammsr.cli and cammsr.comparison."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from cammsr.cli import PLANTED, parse, parse_comparison
+from cammsr.comparison import compare, paired
+from cammsr.config import Config
+from cammsr.dataset import write_folder
+from cammsr.model import CAMMSR
+from cammsr.report import expert_use, modality_weights
+from cammsr.run import run
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    write_folder(tiny, tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
+def on_folder(config, folder, tmp_path):
+    return replace(config, data=str(folder), output=str(tmp_path / "runs"))
+
+
+# -- a run ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_everything_in_its_folder(on_folder, capsys):
+    result = run(on_folder, ["cammsr", "sasrec"], progress=False)
+    metrics = json.loads((result.folder / "metrics.json").read_text())
+    assert metrics["models"]["cammsr"]["test"] == result.models[0].test
+    assert set(metrics["floors"]) == {"popularity", "content k-NN", "Markov", "item k-NN"}
+    saved = yaml.safe_load((result.folder / "config.yaml").read_text())
+    assert saved["model"]["dim"] == on_folder.model.dim
+    assert (result.folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (result.folder / "cammsr" / "weights.safetensors").is_file()
+    table = (result.folder / "table.txt").read_text()
+    assert f"{result.models[1].test['ndcg@10']:.4f}" in table
+    assert table.strip() in capsys.readouterr().out
+
+
+def test_the_saved_configuration_runs_again(on_folder):
+    first = run(on_folder, ["sasrec"], progress=False)
+    config, _ = parse(["--config", str(first.folder / "config.yaml")])
+    assert config == on_folder
+    assert run(config, ["sasrec"], progress=False).models[0].curve == first.models[0].curve
+
+
+def test_a_comparison_pairs_the_seeds(on_folder, capsys):
+    scores = compare(on_folder, ["cammsr", "sasrec"], 2)
+    assert {len(values) for values in scores.values()} == {2}
+    printed = capsys.readouterr().out
+    pair = paired(scores["cammsr"], scores["sasrec"])
+    assert f"{pair.mean:+.4f}" in printed
+    assert f"{pair.wins} of 2" in printed
+
+
+def test_paired_difference_and_its_interval():
+    pair = paired([0.3, 0.5, 0.4], [0.2, 0.3, 0.5])
+    assert pair.mean == pytest.approx(0.2 / 3)
+    spread = torch.tensor([0.1, 0.2, -0.1]).std().item()
+    assert pair.half_width == pytest.approx(4.303 * spread / 3**0.5)
+    assert (pair.wins, pair.count) == (2, 3)
+
+
+# -- the report -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tiny, config):
+    return CAMMSR(tiny.features, tiny.labels, config.model).eval()
+
+
+def test_modality_weights_are_means_over_the_positions_of_a_category(model, tiny, split):
+    sums, counts = torch.zeros(3, 3), torch.zeros(3)
+    for user in range(len(split.validation.item)):
+        items = split.validation.history[user][-model.config.max_length :]
+        output = model(items[None], torch.ones(1, len(items), dtype=torch.bool))
+        for position, item in enumerate(items.tolist()):
+            for category in tiny.labels[item].nonzero().flatten().tolist():
+                sums[category] += output.enriched.weights[0, position].detach()
+                counts[category] += 1
+    found = modality_weights(model, split.validation, tiny)
+    torch.testing.assert_close(found.float(), sums / counts[:, None])
+
+
+def test_expert_use_is_a_share(model, split):
+    use = expert_use(model, split.validation)
+    torch.testing.assert_close(use.sum(-1), torch.ones(3))
+    assert (use > 0).all()
+
+
+# -- the command line -----------------------------------------------------------------------------
+
+
+def test_without_data_the_planted_catalogue_and_its_settings():
+    config, models = parse([])
+    assert config.data is None
+    assert config.model != Config().model
+    assert models == PLANTED
+
+
+def test_flags_change_the_configuration():
+    config, models = parse(["--data", "x", "--model.dim", "16", "--models", "[sasrec]"])
+    assert config == replace(Config(), data="x", model=replace(Config().model, dim=16))
+    assert models == ["sasrec"]
+
+
+def test_number_of_seeds():
+    assert parse_comparison(["--data", "x", "--seeds", "3"])[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--models", "[bert]"], "Expected a model among"),
+        (["--model.norm", "batch"], "batch"),
+        (["--model.dmi", "8"], "dmi"),
+    ],
+)
+def test_wrong_settings_are_refused_by_name(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_at_least_one_seed(capsys):
+    with pytest.raises(SystemExit):
+        parse_comparison(["--seeds", "0"])
+    assert "Expected --seeds >= 1, got 0" in capsys.readouterr().err

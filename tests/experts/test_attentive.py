@@ -1,0 +1,247 @@
+"""Tests for mmfuse.experts.attentive."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmfuse import AttentiveRouter
+from mmfuse.experts import attentive_routing
+from mmfuse.testing import assert_block_contract
+from mmfuse.types import Router
+from tests.outcomes import assert_same, drawn, outcome, places
+from tests.strategies import Sequences, sequences, sizes, with_nan
+
+few = settings(max_examples=25)
+many = settings(max_examples=50)
+histories = sequences(num_modalities=st.just(1))
+options = st.fixed_dictionaries({"causal": st.booleans(), "normalize": st.booleans()})
+
+
+def tokens(case: Sequences) -> Tensor:  # (..., L, D)
+    return case.x.squeeze(-2)
+
+
+@st.composite
+def routers(draw: st.DrawFn, **fixed: bool) -> tuple[AttentiveRouter, Tensor, Tensor]:
+    """A router, tokens, and which of them are real."""
+    case, arguments = draw(histories), draw(options) | fixed
+    router = drawn(AttentiveRouter(case.x.shape[-1], draw(sizes), **arguments))
+    return router, tokens(case), case.valid
+
+
+# -- reference: the formula, read aloud ------------------------------------------------------------
+
+
+def softmax(scores: list[float]) -> list[float]:
+    powers = [math.exp(score) for score in scores]
+    return [power / sum(powers) for power in powers]
+
+
+def naive_router(router: AttentiveRouter, x: Tensor, valid: Tensor) -> Tensor:
+    """Eq. 6-7: loop over histories, asking positions, answering positions and experts."""
+    experts, (*lead, length) = router.num_experts, valid.shape
+    g = torch.zeros(*lead, length, experts, dtype=x.dtype)
+    for row in places(lead):
+        query, key, value = ((x[row] @ weight.T).tolist() for weight in router.weight)
+        for i in range(length):
+            if not valid[row][i]:
+                continue
+            last = i if router.causal else length - 1
+            seen = [j for j in range(last + 1) if valid[row][j]]
+            score = [
+                sum(q * k for q, k in zip(query[i], key[j], strict=True)) / math.sqrt(experts)
+                for j in seen
+            ]
+            attention = dict(zip(seen, softmax(score), strict=True))
+            gate = [sum(a * value[j][e] for j, a in attention.items()) for e in range(experts)]
+            g[row][i] = g.new_tensor(softmax(gate) if router.normalize else gate)
+    return g
+
+
+@many
+@given(routers())
+def test_matches_naive(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
+    router, x, valid = case
+    weight, losses = router(x, valid)
+    torch.testing.assert_close(weight, naive_router(router, x, valid))
+    assert losses == {}
+
+
+# -- properties ------------------------------------------------------------------------------------
+
+
+@few
+@given(routers())
+def test_nan_in_padding_changes_nothing(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
+    router, x, valid = case
+    assert_same(outcome(router, with_nan(x, valid), valid), outcome(router, x, valid))
+
+
+@few
+@given(histories, st.booleans())
+def test_nan_in_padding_changes_nothing_in_the_function_either(
+    case: Sequences, causal: bool
+) -> None:
+    key, value = torch.randn(2, *tokens(case).shape, dtype=torch.float64)
+
+    def route(x: Tensor, spoilt: bool) -> Tensor:
+        parts = (x, key, value)
+        if spoilt:
+            parts = tuple(with_nan(part, case.valid) for part in parts)
+        return attentive_routing(*parts, case.valid, causal=causal)
+
+    assert_same(outcome(route, tokens(case), True), outcome(route, tokens(case), False))
+
+
+@few
+@given(routers(causal=True))
+def test_no_position_sees_a_later_one(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
+    router, x, valid = case
+    length = x.shape[-2]
+    weight = router(x, valid).expert_weight
+    for last in range(length):
+        later = torch.arange(length) > last
+        changed = torch.where(later.unsqueeze(-1), torch.randn_like(x), x)
+        other = router(changed, torch.where(later, ~valid, valid)).expert_weight
+        torch.testing.assert_close(other[..., : last + 1, :], weight[..., : last + 1, :])
+
+
+@few
+@given(routers(), sizes)
+def test_padding_is_as_if_it_were_not_there(
+    case: tuple[AttentiveRouter, Tensor, Tensor], padding: int
+) -> None:
+    """On the left as on the right."""
+    router, x, _ = case
+    alone = router(x).expert_weight
+    zeros = torch.zeros(*x.shape[:-2], padding, x.shape[-1], dtype=x.dtype)
+    off, on = torch.zeros(zeros.shape[:-1]) > 0, torch.ones(x.shape[:-1]) > 0
+    left = router(torch.cat([zeros, x], -2), torch.cat([off, on], -1)).expert_weight
+    right = router(torch.cat([x, zeros], -2), torch.cat([on, off], -1)).expert_weight
+    torch.testing.assert_close(left[..., padding:, :], alone)
+    torch.testing.assert_close(right[..., :-padding, :], alone)
+
+
+@few
+@given(routers())
+def test_padding_gets_weight_zero_and_the_rest_a_distribution_if_normalized(
+    case: tuple[AttentiveRouter, Tensor, Tensor],
+) -> None:
+    router, x, valid = case
+    weight = router(x, valid).expert_weight
+    assert (weight[~valid] == 0).all()
+    if router.normalize:
+        torch.testing.assert_close(weight.sum(-1), valid.double())
+
+
+@few
+@given(routers())
+def test_none_means_all_valid(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
+    router, x, valid = case
+    torch.testing.assert_close(outcome(router, x, torch.ones_like(valid)), outcome(router, x))
+
+
+def test_without_order_all_positions_are_alike() -> None:
+    router, order = drawn(AttentiveRouter(3, 4, causal=False)), torch.tensor([2, 0, 1])
+    x = torch.randn(3, 3, dtype=torch.float64)
+    torch.testing.assert_close(router(x[order])[0], router(x)[0][order])
+
+
+def test_a_first_position_votes_for_itself() -> None:
+    value = torch.randn(1, 1, 4)
+    assert_same(attentive_routing(torch.randn(1, 1, 4), torch.randn(1, 1, 4), value), value)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
+def test_empty_sequences_stay_empty(shape: tuple[int, int]) -> None:
+    router, x = AttentiveRouter(2, 4), torch.zeros(*shape, 2)
+    for valid in (None, torch.ones(shape, dtype=torch.bool)):
+        assert_same(router(x, valid).expert_weight, torch.zeros(*shape, 4))
+
+
+def test_bfloat16_stays_bfloat16_and_is_computed_in_float32() -> None:
+    router, x = AttentiveRouter(3, 4).bfloat16(), torch.randn(2, 5, 3).bfloat16()
+    weight = router(x).expert_weight
+    assert_same(weight, router.float()(x.float()).expert_weight.bfloat16())
+
+
+def test_is_a_router() -> None:
+    assert isinstance(AttentiveRouter(3, 4), Router)
+
+
+# -- gradients and contract ------------------------------------------------------------------------
+
+VALID = torch.tensor([[False, True, True], [False, False, False], [True, True, False]])
+
+
+@pytest.mark.parametrize("arguments", [{}, {"causal": False, "normalize": True}])
+def test_gradcheck(arguments: dict[str, bool]) -> None:
+    router = drawn(AttentiveRouter(2, 2, **arguments))
+    x = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, _: router(x, VALID)[0], (x, router.weight))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"causal": False}, {"normalize": True}])
+@pytest.mark.parametrize("valid", [None, VALID], ids=["full", "padded"])
+def test_contract(arguments: dict[str, bool], valid: Tensor | None) -> None:
+    x = torch.randn(3, 3, 4)
+    x = x if valid is None else with_nan(x, valid)
+    assert_block_contract(AttentiveRouter(4, 2, **arguments), x, valid)
+
+
+# -- errors and repr -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 0}, r"Expected dim > 0, got 0\."),
+        ({"num_experts": -1}, r"Expected num_experts > 0, got -1\."),
+    ],
+)
+def test_rejects_bad_hyperparameters(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttentiveRouter(**{"dim": 2, "num_experts": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("x", "valid", "message"),
+    [
+        ((3, 4), None, r"Expected x of shape \(\.\.\., L, 2\), got \(3, 4\)\."),
+        ((3, 3, 2), VALID[:2], r"Expected valid of shape \(3, 3\), got \(2, 3\)\."),
+        ((3, 3, 2), VALID.int(), r"Expected valid of dtype torch\.bool, got torch\.int32\."),
+    ],
+)
+def test_rejects_inputs_that_do_not_fit(
+    x: tuple[int, ...], valid: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttentiveRouter(2, 3)(torch.zeros(x), valid)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"query": torch.zeros(3)}, r"Expected query of shape \(\.\.\., L, E\), got \(3,\)\."),
+        ({"key": torch.zeros(4, 2)}, r"Expected key of shape \(3, 2\), got \(4, 2\)\."),
+        ({"value": torch.zeros(3, 3)}, r"Expected value of shape \(3, 2\), got \(3, 3\)\."),
+        ({"valid": VALID}, r"Expected valid of shape \(3,\), got \(3, 3\)\."),
+        ({"valid": torch.ones(3)}, r"Expected valid of dtype torch\.bool, got torch\.float32\."),
+    ],
+)
+def test_function_rejects_what_does_not_fit(changed: dict[str, Any], message: str) -> None:
+    parts = {name: torch.zeros(3, 2) for name in ("query", "key", "value")}
+    with pytest.raises(ValueError, match=message):
+        attentive_routing(**{**parts, **changed})
+
+
+def test_repr() -> None:
+    wanted = "AttentiveRouter(dim=2, num_experts=3, causal=False, normalize=False)"
+    assert str(AttentiveRouter(2, 3, causal=False)) == wanted

@@ -1,0 +1,448 @@
+"""Tests for mmfuse.losses.modality_swap."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmfuse import ModalitySwapInfoNCE, info_nce, swap_modalities
+from mmfuse.testing import assert_block_contract
+from tests.references import naive_info_nce
+from tests.strategies import Sequences, seeds, sequences, sizes, with_nan
+
+few = settings(max_examples=25)
+shares = st.sampled_from([0.0, 0.3, 0.5, 1.0])
+batches = sequences(lead=st.tuples(sizes), num_modalities=st.integers(2, 4))
+
+Encode = Callable[[Tensor, int], Tensor]
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def encoder(length: int) -> Encode:
+    """Every modality adds up the positions in its own way."""
+    weights = torch.randn(5, length, dtype=torch.float64)
+
+    def encode(stream: Tensor, modality: int) -> Tensor:
+        return torch.einsum("bld,l->bd", stream, weights[modality].to(stream.dtype))
+
+    return encode
+
+
+class Recorder:
+    """Remembers what it was asked to encode."""
+
+    def __init__(self) -> None:
+        self.streams: list[Tensor] = []
+        self.modalities: list[int] = []
+
+    def __call__(self, stream: Tensor, modality: int) -> Tensor:
+        self.streams.append(stream)
+        self.modalities.append(modality)
+        return stream.mean(1)
+
+
+# -- reference: the formula, read aloud -----------------------------------------------------------
+
+
+def naive_swap(
+    a: Tensor, b: Tensor, draws: Tensor, p: float, allowed: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Walk over sequences and positions; exchange where the draw is below p."""
+    a, b = a.clone(), b.clone()
+    for row in range(a.shape[0]):
+        for position in range(a.shape[1]):
+            if allowed[row, position] and draws[row, position] < p:
+                kept = a[row, position].clone()
+                a[row, position] = b[row, position]
+                b[row, position] = kept
+    return a, b
+
+
+def naive_loss(
+    case: Sequences,
+    encode: Encode,
+    ids: Sequence[int],
+    loss: ModalitySwapInfoNCE,
+    generator: torch.Generator,
+) -> float:
+    """Sum over pairs of modalities, mean over the sequences in which both meet."""
+    total = 0.0
+    x = torch.where(case.present.unsqueeze(-1), case.x, 0)
+    for m, n in loss.pairs or combinations(range(x.shape[2]), 2):
+        both = case.present[..., m] & case.present[..., n] & case.valid
+        draws = torch.rand(both.shape, generator=generator)
+        a, b = naive_swap(x[:, :, m], x[:, :, n], draws, loss.p, both)
+        q, k = encode(a, m).tolist(), encode(b, n).tolist()
+        rows = [row for row in range(len(q)) if both[row].any()]
+        total += naive_mean(q, k, ids, rows, loss.temperature)
+        if loss.symmetric:
+            total += naive_mean(k, q, ids, rows, loss.temperature)
+    return total / 2 if loss.symmetric else total
+
+
+def naive_mean(
+    q: list[list[float]], k: list[list[float]], ids: Sequence[int], rows: list[int], tau: float
+) -> float:
+    negatives = [[k[j] for j in rows if j != i and ids[j] != ids[i]] for i in rows]
+    losses = naive_info_nce([q[i] for i in rows], [k[i] for i in rows], negatives, tau)
+    return sum(losses) / max(len(rows), 1)
+
+
+@given(batches, shares, st.booleans(), st.booleans(), st.sampled_from([None, ((1, 0),)]))
+@settings(max_examples=40)
+def test_matches_naive(case, p, symmetric, shared_ids, pairs):
+    rows = case.x.shape[0]
+    ids = torch.randint(2, (rows,)) if shared_ids else torch.arange(rows)
+    encode = encoder(case.x.shape[1])
+    loss = ModalitySwapInfoNCE(p, pairs=pairs, temperature=0.5, symmetric=symmetric)
+    result = loss(case.x, encode, case.valid, present=case.present, ids=ids, generator=seeded())
+    wanted = naive_loss(case, encode, ids.tolist(), loss, seeded())
+    torch.testing.assert_close(result, torch.tensor(wanted, dtype=torch.float64))
+
+
+@given(batches, shares, seeds)
+@few
+def test_swap_matches_naive(case, p, seed):
+    a, b = case.x[:, :, 0], case.x[:, :, 1]
+    draws = torch.rand(a.shape[:2], generator=seeded(seed))
+    result = swap_modalities(a, b, p, valid=case.valid, generator=seeded(seed))
+    for got, want in zip(result, naive_swap(a, b, draws, p, case.valid), strict=True):
+        assert torch.equal(got, want)
+
+
+# -- properties of a swap -------------------------------------------------------------------------
+
+
+def two_streams(*shape: int) -> tuple[Tensor, Tensor]:
+    """Zeros and ones, so that what was swapped can be read off."""
+    return torch.zeros(*shape, 1), torch.ones(*shape, 1)
+
+
+def test_never_swaps_at_zero():
+    a, b = two_streams(4, 100)
+    assert all(map(torch.equal, swap_modalities(a, b, 0.0), (a, b)))
+
+
+def test_always_swaps_at_one():
+    a, b = two_streams(4, 100)
+    assert all(map(torch.equal, swap_modalities(a, b, 1.0), (b, a)))
+
+
+@given(batches, shares)
+@few
+def test_swap_loses_nothing_and_stays_in_its_place(case, p):
+    a, b = case.x[:, :, 0], case.x[:, :, 1]
+    one, other = swap_modalities(a, b, p)
+    kept = (one == a).all(-1) & (other == b).all(-1)
+    moved = (one == b).all(-1) & (other == a).all(-1)
+    assert (kept | moved).all()
+
+
+@given(batches, shares)
+@few
+def test_padding_never_moves(case, p):
+    a, b = case.x[:, :, 0], case.x[:, :, 1]
+    one, other = swap_modalities(a, b, p, valid=case.valid)
+    assert torch.equal(one[~case.valid], a[~case.valid])
+    assert torch.equal(other[~case.valid], b[~case.valid])
+
+
+@given(seeds)
+@few
+def test_same_seed_gives_the_same_views(seed):
+    a, b = two_streams(4, 100)
+    first = swap_modalities(a, b, generator=seeded(seed))
+    again = swap_modalities(a, b, generator=seeded(seed))
+    assert all(map(torch.equal, first, again))
+
+
+def test_another_seed_gives_other_views():
+    a, b = two_streams(4, 100)
+    first, _ = swap_modalities(a, b, generator=seeded(0))
+    other, _ = swap_modalities(a, b, generator=seeded(1))
+    assert not torch.equal(first, other)
+
+
+def test_own_generator_leaves_the_default_one_alone():
+    before = torch.get_rng_state()
+    swap_modalities(*two_streams(4, 5), generator=seeded())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_swapped_share_is_binomial(p):
+    rows, length = 2000, 50
+    swapped, _ = swap_modalities(*two_streams(rows, length), p)
+    counts = swapped.sum((1, 2))
+    mean, variance = length * p, length * p * (1 - p)
+    assert abs(counts.mean() - mean) < 4 * math.sqrt(variance / rows)
+    assert abs(counts.var() - variance) < 4 * variance * math.sqrt(2 / rows)
+
+
+def test_positions_are_swapped_independently():
+    swapped, _ = swap_modalities(*two_streams(10_000, 3))
+    correlation = torch.corrcoef(swapped.squeeze(-1).T)
+    assert (correlation - torch.eye(3)).abs().max() < 4 / math.sqrt(10_000)
+
+
+# -- properties of the loss -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pairs", "calls"),
+    [
+        (None, [0, 1, 0, 2, 1, 2]),
+        ([(0, 1)], [0, 1]),
+        ([(2, 0), (1, 2)], [2, 0, 1, 2]),
+        ([], []),
+    ],
+)
+def test_encodes_each_stream_of_each_pair_once_by_its_own_encoder(pairs, calls):
+    encode = Recorder()
+    ModalitySwapInfoNCE(pairs=pairs)(torch.randn(2, 5, 3, 4), encode)
+    assert encode.modalities == calls
+
+
+def test_encoders_see_the_other_modality_when_everything_is_swapped():
+    x, encode = torch.randn(2, 5, 2, 4), Recorder()
+    ModalitySwapInfoNCE(1.0)(x, encode)
+    assert torch.equal(encode.streams[0], x[:, :, 1])
+    assert torch.equal(encode.streams[1], x[:, :, 0])
+
+
+def test_without_swaps_it_is_the_contrast_of_the_encoded_streams():
+    x, encode = torch.randn(4, 5, 2, 3), encoder(5)
+    loss = ModalitySwapInfoNCE(0.0, temperature=0.3, symmetric=True)(x, encode)
+    one, other = encode(x[:, :, 0], 0), encode(x[:, :, 1], 1)
+    torch.testing.assert_close(loss, info_nce(one, other, temperature=0.3, symmetric=True))
+
+
+@given(batches)
+@few
+def test_modalities_swap_only_where_both_are_present(case):
+    encode = Recorder()
+    ModalitySwapInfoNCE(1.0, pairs=[(0, 1)])(case.x, encode, case.valid, present=case.present)
+    both = (case.present[..., :2].all(-1) & case.valid).unsqueeze(-1)
+    zeroed = torch.where(case.present.unsqueeze(-1), case.x, 0)
+    assert torch.equal(encode.streams[0], torch.where(both, zeroed[:, :, 1], zeroed[:, :, 0]))
+    assert torch.equal(encode.streams[1], torch.where(both, zeroed[:, :, 0], zeroed[:, :, 1]))
+
+
+@given(batches)
+@few
+def test_sequence_without_a_common_position_is_as_if_never_given(case):
+    encode, pair = encoder(case.x.shape[1]), ModalitySwapInfoNCE(1.0, pairs=[(0, 1)])
+    everything = pair(case.x, encode, case.valid, present=case.present)
+    meets = (case.present[..., 0] & case.present[..., 1] & case.valid).any(-1)
+    x, present, valid = (part[meets] for part in case)
+    torch.testing.assert_close(everything, pair(x, encode, valid, present=present))
+
+
+def loss_and_gradient(x: Tensor, *inputs: object, **options: object) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    loss = ModalitySwapInfoNCE()(x, *inputs, generator=seeded(), **options)
+    return loss.detach(), torch.autograd.grad(loss, x)[0]
+
+
+@given(batches)
+@few
+def test_nan_of_an_absent_modality_reaches_nothing(case):
+    encode, options = encoder(case.x.shape[1]), {"present": case.present}
+    wanted = loss_and_gradient(case.x, encode, case.valid, **options)
+    dirty = with_nan(case.x, case.present)
+    for got, want in zip(
+        loss_and_gradient(dirty, encode, case.valid, **options), wanted, strict=True
+    ):
+        assert torch.equal(got, want)
+
+
+@given(batches)
+@few
+def test_padding_that_the_encoder_leaves_out_reaches_nothing(case):
+    weights = encoder(case.x.shape[1])
+
+    def encode(stream: Tensor, modality: int) -> Tensor:
+        return weights(torch.where(case.valid.unsqueeze(-1), stream, 0), modality)
+
+    wanted = loss_and_gradient(case.x, encode, case.valid)
+    dirty = with_nan(case.x, case.valid)
+    for got, want in zip(loss_and_gradient(dirty, encode, case.valid), wanted, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_sequences_of_one_id_are_no_negatives():
+    ids = torch.zeros(4, dtype=torch.int64)
+    assert ModalitySwapInfoNCE()(torch.randn(4, 5, 3, 2), encoder(5), ids=ids) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "num_modalities"),
+    [({}, 1), ({"pairs": []}, 3)],
+)
+def test_without_a_pair_it_is_zero_and_stays_in_the_graph(options, num_modalities):
+    x = torch.randn(2, 5, num_modalities, 4, requires_grad=True)
+    loss = ModalitySwapInfoNCE(**options)(x, encoder(5))
+    loss.backward()
+    assert loss == 0
+    assert (x.grad == 0).all()
+
+
+def test_without_a_valid_position_it_is_zero_and_stays_in_the_graph():
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    loss = ModalitySwapInfoNCE()(x, encoder(5), torch.zeros(2, 5, dtype=torch.bool))
+    loss.backward()
+    assert loss == 0
+    assert (x.grad == 0).all()
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_without_negatives_it_is_zero(rows):
+    assert ModalitySwapInfoNCE()(torch.randn(rows, 5, 3, 4), encoder(5)) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_half_precision_at_low_temperature_stays_finite(dtype, scale):
+    x = (scale * torch.randn(4, 5, 3, 2)).to(dtype).requires_grad_()
+    loss = ModalitySwapInfoNCE(temperature=0.01)(x, lambda stream, _: stream.mean(1))
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
+    assert x.grad.isfinite().all()
+
+
+def test_gradient_reaches_both_encoders_and_the_streams():
+    x = torch.randn(4, 5, 2, 3, requires_grad=True)
+    scale = torch.ones(2, 3, requires_grad=True)
+    ModalitySwapInfoNCE()(x, lambda stream, m: scale[m] * stream.mean(1)).backward()
+    assert (scale.grad != 0).any(-1).all()
+    assert (x.grad != 0).any(-1).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
+def test_copy_gives_the_same_loss(copied):
+    x, encode = torch.randn(4, 5, 3, 2), encoder(5)
+    loss = ModalitySwapInfoNCE(pairs=[(0, 2)], temperature=0.2)
+    again = copied(loss)(x, encode, generator=seeded())
+    assert torch.equal(again, loss(x, encode, generator=seeded()))
+
+
+# -- gradients and contract -----------------------------------------------------------------------
+
+
+def test_gradcheck():
+    present = torch.rand(3, 4, 3) < 0.7
+    present[1] = False
+    valid = torch.tensor([[True, True, True, False]]).expand(3, 4)
+    encode = encoder(4)
+
+    def loss(x: Tensor) -> Tensor:
+        return ModalitySwapInfoNCE()(x, encode, valid, present=present, generator=seeded())
+
+    x = torch.randn(3, 4, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(loss, x)
+
+
+def test_contract():
+    valid = torch.tensor([[True] * 5, [True, True, False, False, False], [False] * 5])
+    masks = {"present": torch.rand(3, 5, 3) < 0.7, "ids": torch.arange(3)}
+    assert_block_contract(
+        ModalitySwapInfoNCE(symmetric=True),
+        torch.randn(3, 5, 3, 4),
+        lambda stream, modality: (modality + 1) * stream.cumsum(1).tanh().mean(1),
+        valid,
+        keywords=masks,
+    )
+
+
+# -- errors and repr ------------------------------------------------------------------------------
+
+X = torch.ones(2, 5, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"p": 1.5}, r"Expected 0 <= p <= 1, got 1\.5\."),
+        ({"p": math.nan}, r"Expected 0 <= p <= 1, got nan\."),
+        ({"temperature": 0.0}, r"Expected temperature > 0, got 0\.0\."),
+        ({"pairs": [(1, 1)]}, r"Expected pairs of two different modalities, got \(1, 1\)\."),
+        ({"pairs": [(0, -1)]}, r"Expected pairs of two different modalities, got \(0, -1\)\."),
+        ({"pairs": [(0, 1, 2)]}, r"Expected pairs .* modalities, got \(0, 1, 2\)\."),
+        ({"pairs": [()]}, r"Expected pairs of two different modalities, got \(\)\."),
+    ],
+)
+def test_rejects_bad_hyperparameters(options, message):
+    with pytest.raises(ValueError, match=message):
+        ModalitySwapInfoNCE(**options)
+
+
+@pytest.mark.parametrize(
+    ("x", "options", "message"),
+    [
+        (X[0], {}, r"Expected streams of shape \(B, L, M, D\), got \(5, 3, 4\)\."),
+        (X[None], {}, r"Expected streams of shape \(B, L, M, D\), got \(1, 2, 5, 3, 4\)\."),
+        (X, {"valid": X[:, :, 0, 0]}, r"Expected valid of dtype torch\.bool, got torch\.float32\."),
+        (X, {"valid": X[0, :, 0, 0] > 0}, r"Expected valid of shape \(2, 5\), got \(5,\)\."),
+        (X, {"present": X[..., 0]}, r"Expected present of dtype torch\.bool, got torch\.float32\."),
+        (X, {"present": X > 0}, r"Expected present of shape \(2, 5, 3\), got \(2, 5, 3, 4\)\."),
+        (X, {"ids": torch.arange(3)}, r"Expected ids of shape \(2,\), got \(3,\)\."),
+    ],
+)
+def test_rejects_bad_inputs(x, options, message):
+    with pytest.raises(ValueError, match=message):
+        ModalitySwapInfoNCE()(x, encoder(5), **options)
+
+
+def test_rejects_a_mask_that_does_not_fit_beside_one_that_does():
+    masks = {"present": X[..., 0] > 0, "valid": X[0, :, 0, 0] > 0}
+    with pytest.raises(ValueError, match=r"Expected valid of shape \(2, 5\), got \(5,\)\."):
+        ModalitySwapInfoNCE()(X, encoder(5), **masks)
+
+
+def test_rejects_a_pair_beyond_the_streams():
+    message = r"Expected streams of at least 4 modalities for pairs \(\(0, 3\),\), got 3\."
+    with pytest.raises(ValueError, match=message):
+        ModalitySwapInfoNCE(pairs=[(0, 3)])(X, encoder(5))
+
+
+def test_rejects_an_encoder_that_keeps_the_positions():
+    with pytest.raises(ValueError, match=r"Expected query of shape \(B, D\), got \(2, 5, 4\)\."):
+        ModalitySwapInfoNCE()(X, lambda stream, modality: stream)
+
+
+@pytest.mark.parametrize(
+    ("b", "options", "message"),
+    [
+        (X[0, :, 0], {"p": -0.1}, r"Expected 0 <= p <= 1, got -0\.1\."),
+        (X[0, :, 0, :2], {}, r"Expected b of shape \(5, 4\), got \(5, 2\)\."),
+        (X[:, :, 0], {}, r"Expected b of shape \(5, 4\), got \(2, 5, 4\)\."),
+        (X[0, :, 0], {"valid": X[0, :, 0, 0]}, r"Expected valid of dtype torch\.bool, got .*"),
+        (X[0, :, 0], {"valid": X[0] > 0}, r"Expected valid of shape \(5,\), got \(5, 3, 4\)\."),
+    ],
+)
+def test_swap_rejects_bad_inputs(b, options, message):
+    with pytest.raises(ValueError, match=message):
+        swap_modalities(X[0, :, 0], b, **options)
+
+
+def test_swap_rejects_a_single_vector():
+    with pytest.raises(ValueError, match=r"Expected a of shape \(\.\.\., L, D\), got \(4,\)\."):
+        swap_modalities(torch.ones(4), torch.ones(4))
+
+
+def test_repr():
+    wanted = "ModalitySwapInfoNCE(p=0.5, pairs=((0, 1),), temperature=1.0, symmetric=False)"
+    assert repr(ModalitySwapInfoNCE(pairs=[(0, 1)])) == wanted

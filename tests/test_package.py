@@ -1,0 +1,153 @@
+"""Tests for mmfuse: its public names, what they say about themselves, and what they promise."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from typing import Any, get_type_hints
+
+import pytest
+import torch
+from torch import nn
+
+import mmfuse
+from mmfuse import (
+    AttentiveRouter,
+    CategoryGuidedGate,
+    CategoryGuidedMoE,
+    ConcatFusion,
+    GatedFusion,
+    SoftmaxGate,
+    SumFusion,
+    WeightedFusion,
+    types,
+)
+from mmfuse.types import Enrichment, Fusion, Gate, Router
+
+# -- names ----------------------------------------------------------------------------------------
+
+
+def modules() -> list[str]:
+    """Every public module of the library."""
+    found = pkgutil.walk_packages(mmfuse.__path__, "mmfuse.")
+    return ["mmfuse", *(info.name for info in found if "._" not in info.name)]
+
+
+@pytest.mark.parametrize("module", modules())
+def test_every_listed_name_exists(module):
+    listed = importlib.import_module(module).__all__
+    assert len(listed) == len(set(listed))
+    for name in listed:
+        assert hasattr(importlib.import_module(module), name)
+
+
+def test_star_import_brings_what_is_listed():
+    names: dict[str, Any] = {}
+    exec("from mmfuse import *", names)
+    assert set(names) - {"__builtins__"} == set(mmfuse.__all__)
+
+
+def test_version_is_a_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+|rc\d+)?", mmfuse.__version__)
+
+
+# -- documentation --------------------------------------------------------------------------------
+
+
+def documented() -> dict[str, Any]:
+    """Public classes and functions; types are described line by line in their own module."""
+    found = {
+        name: getattr(importlib.import_module(module), name)
+        for module in modules()
+        if module != "mmfuse.types"
+        for name in importlib.import_module(module).__all__
+    }
+    return {
+        name: thing
+        for name, thing in found.items()
+        if (inspect.isclass(thing) or inspect.isfunction(thing))
+        and thing.__module__ != "mmfuse.types"
+    }
+
+
+def missing_parts(docstring: str) -> set[str]:
+    """What a page of the manual needs and this docstring does not have."""
+    parts = {
+        "summary": r"\A\S.*[.:)]$",
+        "formula": r"^\.\. math::$",
+        "arguments": r"^Args:$",
+        "shapes": r"^Shape:$",
+        "result": r"^Returns:$|^    - .*\b(output|fused|weights)\b",
+        "errors": r"^Raises:$",
+        "example": r"^Example:\n    >>> ",
+    }
+    return {part for part, text in parts.items() if not re.search(text, docstring, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("name", sorted(documented()))
+def test_docstring_has_every_part(name):
+    thing = documented()[name]
+    nothing = {"result"} if inspect.signature(thing).return_annotation == "None" else set()
+    assert not missing_parts(inspect.getdoc(thing) or "") - nothing
+
+
+@pytest.mark.parametrize("name", sorted(documented()))
+def test_docstring_describes_every_argument(name):
+    arguments = set(inspect.signature(documented()[name]).parameters)
+    described = re.search(r"^Args:\n(.*?)^\S", inspect.getdoc(documented()[name]), re.M | re.S)
+    listed = set(re.findall(r"^    (\w+): ", described[1], re.MULTILINE))
+    assert arguments - listed <= {"device", "dtype"}
+    assert listed <= arguments
+
+
+def test_missing_parts_are_noticed():
+    docstring = "Add.\n\nArgs:\n    a: One.\n\nReturns:\n    The sum.\n"
+    assert missing_parts(docstring) == {"formula", "shapes", "errors", "example"}
+
+
+# -- protocols ------------------------------------------------------------------------------------
+
+GATES = (SoftmaxGate(4), CategoryGuidedGate(4, 2, 5))
+ROUTERS = (AttentiveRouter(4, 3),)
+ENRICHMENTS = (CategoryGuidedMoE(4, 2, 5, 2),)
+FUSIONS = (SumFusion(4, 2), ConcatFusion(4, 2), GatedFusion(4, 2), WeightedFusion(GATES[0]))
+PROMISES = [
+    *((block, Gate) for block in GATES),
+    *((block, Router) for block in ROUTERS),
+    *((block, Enrichment) for block in ENRICHMENTS),
+    *((block, Fusion) for block in FUSIONS),
+]
+
+
+@pytest.mark.parametrize(("block", "protocol"), PROMISES)
+def test_block_satisfies_its_protocol(block: nn.Module, protocol: type) -> None:
+    assert isinstance(block, protocol)
+    promised = [*inspect.signature(protocol.__call__).parameters.values()][1:]
+    taken = [*inspect.signature(block.forward).parameters.values()]
+    assert [(p.name, p.default) for p in taken[: len(promised)]] == [
+        (p.name, p.default) for p in promised
+    ]
+    assert all(p.kind is p.KEYWORD_ONLY and p.default is None for p in taken[len(promised) :])
+
+
+@pytest.mark.parametrize(("block", "protocol"), PROMISES)
+def test_block_returns_what_its_protocol_promises(block: nn.Module, protocol: type) -> None:
+    promised = get_type_hints(protocol.__call__)["return"]
+    assert get_type_hints(block.forward)["return"] is promised
+    x = torch.randn(3, 5, 4) if protocol is Router else torch.randn(3, 5, 2, 4)
+    assert type(block(x)) is promised
+
+
+def test_what_is_no_block_satisfies_no_protocol():
+    assert not isinstance(torch.ones(2), Gate)
+    assert not isinstance({}, Fusion)
+
+
+def test_outputs_are_trees_that_torch_can_walk():
+    output = CategoryGuidedMoE(4, 2, 5, 2)(torch.randn(3, 5, 2, 4))
+    leaves, structure = torch.utils._pytree.tree_flatten(output)
+    rebuilt = torch.utils._pytree.tree_unflatten(leaves, structure)
+    assert type(rebuilt) is types.EnrichmentOutput
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
