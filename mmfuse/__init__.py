@@ -1,4 +1,4 @@
-"""Multimodal fusion on PyTorch: gates, experts, fusions and contrast, each tested against its formula."""
+"""Multimodal fusion on PyTorch: gates, experts, fusions, contrast; each tested by its formula."""
 
 from mmfuse import functional, types
 from mmfuse.experts import AttentiveMoE, AttentiveRouter, Experts

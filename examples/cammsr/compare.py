@@ -9,8 +9,14 @@ A seed draws the weights, the batches and, without ``--data``, the generated cat
 
 from __future__ import annotations
 
+import sys
+
 from cammsr.cli import parse_comparison
 from cammsr.comparison import compare
+from cammsr.dataset import DatasetError
 
 if __name__ == "__main__":
-    compare(*parse_comparison())
+    try:
+        compare(*parse_comparison())
+    except DatasetError as error:
+        sys.exit(f"error: {error}")

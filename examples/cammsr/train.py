@@ -1,22 +1,23 @@
 """Train CAMMSR beside its floors and baselines, and say where it stands.
 
     python examples/cammsr/train.py
-    python examples/cammsr/train.py --config examples/cammsr/configs/amazon-instruments.yaml
-    python examples/cammsr/train.py --data FOLDER --models '[cammsr]' --print_config
+    python examples/cammsr/train.py --data FOLDER
+    python examples/cammsr/train.py --data FOLDER --models '[cammsr]' --model.dim 32 --print_config
 
 Without ``--data`` a catalogue is generated whose structure is known. ``DATASET.md`` describes the
-folder that ``--data`` takes.
+folder that ``--data`` takes, and ``--help`` every setting.
 """
 
 from __future__ import annotations
 
-import os
-
-# Large tensors on huge pages: fewer page faults on the CPU. Read by torch when it is imported.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+import sys
 
 from cammsr.cli import parse
+from cammsr.dataset import DatasetError
 from cammsr.run import run
 
 if __name__ == "__main__":
-    run(*parse())
+    try:
+        run(*parse())
+    except DatasetError as error:
+        sys.exit(f"error: {error}")

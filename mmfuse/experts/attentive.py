@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse.layers import mask_absent
 from mmfuse.types import RouterOutput
 
@@ -140,10 +141,11 @@ class AttentiveRouter(nn.Module):
         check_shape("x", x, "L", self.dim)
         if valid is not None:
             check_mask("valid", valid, x.shape[:-1])
-        wide = torch.promote_types(x.dtype, torch.float32)
-        joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
-        query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
-        weights = attentive_routing(query, key, value, valid, causal=self.causal)
+        wide = at_least_float32(x)
+        with without_autocast(x.device):
+            joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
+            query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
+            weights = attentive_routing(query, key, value, valid, causal=self.causal)
         if self.normalize:
             weights = torch.softmax(weights, dim=-1)
             weights = mask_absent(weights, valid)

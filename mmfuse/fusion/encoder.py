@@ -35,6 +35,7 @@ class MultimodalEncoder(nn.Module):
         ValueError: What the projection and the fusion raise.
 
     Example:
+        >>> import torch
         >>> from mmfuse import GatedFusion, ModalityProjection
         >>> encoder = MultimodalEncoder(
         ...     ModalityProjection({"text": 384, "image": 1024}, 64), GatedFusion(64, 2)

@@ -37,6 +37,7 @@ class SumFusion(nn.Module):
         ValueError: If a size is not positive, or shapes disagree.
 
     Example:
+        >>> import torch
         >>> fusion = SumFusion(2, num_modalities=2)
         >>> fusion(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).fused
         tensor([4., 6.])

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
+from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.types import GateOutput
 
@@ -186,8 +187,10 @@ class CategoryGuidedGate(nn.Module):
         """Return modality weights; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
         x = mask_absent(x.detach() if self.detach else x, present)
-        logits = einsum(x, self.weight, "... m d, m c d -> ... m c") + self.bias
-        logits = logits.to(torch.promote_types(x.dtype, torch.float32))
+        wide = at_least_float32(x)
+        with without_autocast(x.device):
+            logits = einsum(x.to(wide), self.weight.to(wide), "... m d, m c d -> ... m c")
+        logits = logits + self.bias
         labels = self._multi_hot(context, x)
         known = labels.any(-1, keepdim=True)  # (..., 1)
         delta = category_discrepancy(logits, labels, reduction=self.reduction, pooling=self.pooling)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmfuse._checks import check_mask, check_positive
+from mmfuse._precision import at_least_float32
 
 __all__ = ["apply_where", "mask_absent", "masked_softmax", "observed"]
 
@@ -125,7 +126,7 @@ def masked_softmax(
         tensor([0.5000, 0.5000, 0.0000])
     """
     check_positive(temperature=temperature)
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    wide = scores.to(at_least_float32(scores))
     if present is None:
         return torch.softmax(wide / temperature, dim=-1).to(scores.dtype)
     check_mask("present", present, scores.shape)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
+from mmfuse._precision import at_least_float32, without_autocast
 
 __all__ = ["InfoNCELoss", "info_nce"]
 
@@ -82,7 +82,7 @@ def info_nce(
             "Expected ids=None and symmetric=False with negative_keys, "
             f"got ids {'None' if ids is None else 'given'} and symmetric={symmetric}."
         )
-    with _without_autocast(query.device):
+    with without_autocast(query.device):
         if negative_keys is not None:
             losses = _explicit(query, positive_key, negative_keys, valid, temperature)
         else:
@@ -168,13 +168,6 @@ def _check_ids(ids: Tensor, rows: int) -> None:
         raise ValueError(f"Expected ids of an integer dtype, got {ids.dtype}.")
 
 
-def _without_autocast(device: torch.device) -> AbstractContextManager[None]:
-    """Keep the similarities out of autocast, which would round them to 8 or 11 bits."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 def _unit(
     vectors: Tensor,  # (..., D)
     valid: Tensor | None,  # (...)
@@ -188,13 +181,6 @@ def _unit(
     return wide / torch.where(length < 1e-12, torch.ones_like(length), length)
 
 
-def _at_least_float32(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
-
-
 def _in_batch(
     query: Tensor,  # (B, D)
     key: Tensor,  # (B, D)
@@ -202,7 +188,7 @@ def _in_batch(
     valid: Tensor | None,  # (B,)
     temperature: float,
 ) -> Tensor:  # (B,)
-    dtype = _at_least_float32(query, key)
+    dtype = at_least_float32(query, key)
     logits = _unit(query, valid, dtype) @ _unit(key, valid, dtype).mT / temperature
     rows = query.shape[0]
     no_negative = torch.zeros(rows, rows, dtype=torch.bool, device=query.device)
@@ -223,7 +209,7 @@ def _explicit(
     temperature: float,
 ) -> Tensor:  # (B,)
     rows, dim = query.shape
-    dtype = _at_least_float32(query, key, negative_keys)
+    dtype = at_least_float32(query, key, negative_keys)
     query, key = _unit(query, valid, dtype), _unit(key, valid, dtype)
     positive = (query * key).sum(-1, keepdim=True)
     if negative_keys.ndim == 3:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_mask, check_positive, check_probability, check_shape
+from mmfuse._precision import at_least_float32
 from mmfuse.losses.info_nce import info_nce
 
 __all__ = ["ModalitySwapInfoNCE", "swap_modalities"]
@@ -145,7 +146,7 @@ class ModalitySwapInfoNCE(nn.Module):
             check_mask("present", present, streams.shape[:-1])
             streams = torch.where(present.unsqueeze(-1), streams, torch.zeros_like(streams))
         # an empty sum: zero, yet part of the graph where there is no pair
-        total = streams[:0].sum(dtype=torch.promote_types(streams.dtype, torch.float32))
+        total = streams[:0].sum(dtype=at_least_float32(streams))
         for m, n in self._pairs(streams.shape[-2]):
             both = _both(present, valid, m, n)
             a, b = swap_modalities(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from cammsr.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from cammsr.dataset import UNKNOWN, Dataset
 from cammsr.split import Split, leave_one_out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from cammsr.batches import LengthBuckets, target_loader, training_loader
 from cammsr.split import Ragged, Target
 

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
 from cammsr.catalogue import oracle, write_catalogue
 from cammsr.dataset import UNKNOWN, Dataset, k_core, read_folder
 from cammsr.floors import ContentKNN, floors, last_item
 from cammsr.metrics import Scorer, evaluate, ranking_values, target_ranks
 from cammsr.shop import CATEGORIES, DRIVERS, Oracle, Shop, driver, plant
 from cammsr.split import Split, keep_last, leave_one_out
-from torch import Tensor
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +150,7 @@ def test_users_walk_as_the_oracle_says(raw: Dataset) -> None:
 
 
 def test_an_oracle_of_another_shop_is_refused(dataset: Dataset) -> None:
-    with pytest.raises(ValueError, match="is not sold in the shop of seed 1 with 1600 items. Give"):
+    with pytest.raises(ValueError, match="is not sold in the shop of seed 1 with 1600 items"):
         oracle(dataset, seed=1)
 
 
@@ -188,25 +190,27 @@ def test_look_alone_has_no_direction_in_the_last_third(raw: Dataset) -> None:
     both = driver(shop.category[before]) == DRIVERS.index("both")
     similarity = (shop.look[before] * shop.look[after]).sum(1)[both]
     toned = similarity * shop.tone[before][both, 0]
-    assert abs(similarity.mean()) < 0.05
-    assert toned.mean() > 0.5
+    assert abs(similarity.mean()) < 0.1, "the memory of older wishes leaves a little"
+    assert toned.mean() > 0.6
 
 
 def test_a_faint_modality_hides_the_category(raw: Dataset) -> None:
-    """How often the nearest other item, by one modality, is of the same category."""
+    """The accuracy of a linear probe, fitted on every other item and tested on the rest."""
     category = oracle(raw).shop.category
 
-    def purity(modality: str, rows: Tensor) -> float:
-        rows = rows[raw.features[modality][rows].any(1)]
-        scores = ContentKNN.fit(raw.features[modality]).directions
-        similarity = scores[rows] @ scores.T
-        similarity[torch.arange(len(rows)), rows] = -1
-        return float((category[similarity.argmax(1)] == category[rows]).float().mean())
+    def accuracy(modality: str) -> dict[str, float]:
+        features = raw.features[modality]
+        x = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+        known, even = features.any(1), torch.arange(len(x)) % 2 == 0
+        y = one_hot(category, len(CATEGORIES)).float()
+        weights = torch.linalg.lstsq(x[known & even], y[known & even]).solution
+        hits = (x @ weights).argmax(1) == category
+        kinds = {name: driver(category) == k for k, name in enumerate(DRIVERS)}
+        return {name: float(hits[known & ~even & of].double().mean()) for name, of in kinds.items()}
 
-    of_text, of_image, of_both = ((driver(category) == k).nonzero()[:, 0] for k in range(3))
-    assert purity("text", of_text) > 0.8 > 0.5 > purity("image", of_text)
-    assert purity("image", of_image) > 0.8 > 0.5 > purity("text", of_image)
-    assert min(purity("text", of_both), purity("image", of_both)) > 0.8
+    text, image = accuracy("text"), accuracy("image")
+    assert min(text["text"], text["both"], image["image"], image["both"]) > 0.98
+    assert max(text["image"], image["text"]) < 0.7
 
 
 def test_the_last_few_items_are_enough(dataset: Dataset, split: Split) -> None:
@@ -226,7 +230,7 @@ def test_the_last_few_items_are_enough(dataset: Dataset, split: Split) -> None:
 
 def test_a_shop_that_could_sell_out_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="can sell out a category of 5. Expected num_items of more"
+        ValueError, match=r"can sell out a category of 5\. Expected num_items of more"
     ):
         write_catalogue(tmp_path, num_users=10, num_items=45)
 

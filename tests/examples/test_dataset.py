@@ -7,9 +7,10 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from cammsr.dataset import UNKNOWN, Dataset, DatasetError, k_core, read_folder, write_folder
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cammsr.dataset import UNKNOWN, Dataset, DatasetError, k_core, read_folder, write_folder
 
 # -- a small shop ---------------------------------------------------------------------------------
 
@@ -106,6 +107,12 @@ def test_a_written_folder_reads_back_the_same(folder: Path, tmp_path: Path) -> N
     dataset = read_folder(folder)
     write_folder(dataset, tmp_path / "copy" / "shop")
     assert_equal(read_folder(tmp_path / "copy" / "shop"), dataset)
+
+
+def test_features_of_another_dataset_are_not_mixed_in(folder: Path) -> None:
+    write_folder(read_folder(folder), folder)
+    with pytest.raises(DatasetError, match=r"features_image.npy belongs to another dataset. Write"):
+        write_folder(read_folder(folder, ["text"]), folder)
 
 
 # -- complaints -----------------------------------------------------------------------------------
@@ -313,7 +320,7 @@ def naive_core(pairs: list[tuple[int, int]], k: int) -> list[tuple[int, int]]:
 def test_k_core_drops_what_a_loop_drops(pairs: list[tuple[int, int]], k: int) -> None:
     dataset, expected = dataset_of(pairs, num_items=7), naive_core(pairs, k)
     if not expected:
-        with pytest.raises(DatasetError, match="core of 'pairs' is empty. Choose a smaller k"):
+        with pytest.raises(DatasetError, match=r"core of 'pairs' is empty\. Choose a smaller k"):
             k_core(dataset, k)
         return
     core = k_core(dataset, k)

@@ -1,17 +1,20 @@
 """The floors: each against its formula read aloud, and all of them on the development data."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cammsr.dataset import Dataset, k_core, read_folder
 from cammsr.floors import ContentKNN, ItemKNN, Markov, Popularity, floors
 from cammsr.metrics import Scorer, evaluate
 from cammsr.split import Ragged, leave_one_out
-from hypothesis import given
-from hypothesis import strategies as st
 
 SIZE = 6
 Sequences = st.lists(st.lists(st.integers(0, SIZE - 1), min_size=1, max_size=7), min_size=1)
@@ -44,7 +47,7 @@ def test_popularity_counts(train: list[list[int]], histories: list[list[int]]) -
 @given(train=Sequences, histories=Sequences)
 def test_markov_counts_followers(train: list[list[int]], histories: list[list[int]]) -> None:
     def count(last: int, item: int) -> float:
-        pairs = [pair for row in train for pair in zip(row, row[1:], strict=False)]
+        pairs = [pair for row in train for pair in pairwise(row)]
         return pairs.count((last, item)) + 1e-6 * sum(row.count(item) for row in train)
 
     made = score(Markov.fit(ragged(train), SIZE), histories)
@@ -82,7 +85,7 @@ def test_content_knn_is_the_cosine_with_the_last_item(
 
 
 def test_a_catalogue_too_large_for_a_dense_similarity_is_refused() -> None:
-    with pytest.raises(ValueError, match="at most 20000 items for the dense .*got 20001. Take a"):
+    with pytest.raises(ValueError, match=r"at most 20000 items for the dense .*got 20001. Take a"):
         ItemKNN.fit(ragged([[0, 1]]), 20_001)
 
 
@@ -128,7 +131,7 @@ def test_no_floor_knows_the_held_out_items() -> None:
 
 # -- the development data -------------------------------------------------------------------------
 
-DATA = Path(__file__).parents[2].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 # NDCG@10 and HR@10: test, validation, test with seen items masked.
 MEASURED = {
@@ -147,6 +150,16 @@ MEASURED = {
 }
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Large elementwise work on a busy machine is fastest with a single thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("name", MEASURED)
 def test_floors_on_the_development_data(name: str) -> None:
     if not (DATA / name).is_dir():

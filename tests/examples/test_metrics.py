@@ -5,6 +5,10 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
 from cammsr.metrics import (
     METRIC_NAMES,
     RankingMetrics,
@@ -16,9 +20,6 @@ from cammsr.metrics import (
     target_ranks,
 )
 from cammsr.split import Ragged, Target
-from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 Seeds = st.integers(0, 2**31 - 1)
 
@@ -108,7 +109,7 @@ def test_a_constant_score_in_a_tiny_catalogue_has_the_rank_in_the_middle() -> No
 def test_nan_is_never_a_win() -> None:
     scores = torch.zeros(2, 3)
     scores[1, 2] = float("nan")
-    with pytest.raises(ValueError, match="score of item 2 in row 1 is NaN.*overflow or an empty"):
+    with pytest.raises(ValueError, match=r"score of item 2 in row 1 is NaN.*overflow or an empty"):
         expected_rank(scores, torch.tensor([0, 0]))
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from cammsr.baselines import concat_recommender, sasrec
 from cammsr.config import ModelConfig
 from cammsr.encoder import StreamEncoder
@@ -59,7 +60,9 @@ def test_changing_a_later_item_never_changes_an_earlier_state(model, position):
 def test_an_earlier_item_does_change_later_states(model):
     changed = HISTORY.clone()
     changed[:, 0] = 8
-    assert not torch.allclose(model(HISTORY, VALID).states[:, 3], model(changed, VALID).states[:, 3])
+    assert not torch.allclose(
+        model(HISTORY, VALID).states[:, 3], model(changed, VALID).states[:, 3]
+    )
 
 
 def test_one_causal_pass_equals_one_pass_for_every_prefix(model):
@@ -85,12 +88,12 @@ def test_score_is_the_sum_over_modalities_of_interest_times_item(camm):
     catalogue = camm.items()
     output = camm(HISTORY, VALID)
     scores = ModelScorer(camm).scores(HISTORY, VALID)
-    interests = [
-        camm.encode(stream, m) for m, stream in enumerate(output.enriched.x.unbind(-2))
-    ]
+    interests = [camm.encode(stream, m) for m, stream in enumerate(output.enriched.x.unbind(-2))]
     for row, last in enumerate((5, 3)):
         for item in range(15):
-            parts = [interest[row, last] @ catalogue.x[item, m] for m, interest in enumerate(interests)]
+            parts = [
+                interest[row, last] @ catalogue.x[item, m] for m, interest in enumerate(interests)
+            ]
             assert scores[row, item].item() == pytest.approx(sum(parts).item())
 
 
@@ -120,7 +123,9 @@ def test_category_matters_unless_guidance_is_off(tiny):
 def test_encoding_one_position_equals_encoding_all(camm):
     stream = torch.randn(2, 6, 8, dtype=torch.float64)
     last = last_position(VALID)
-    torch.testing.assert_close(camm.encode(stream, 1, last), last_valid(camm.encode(stream, 1), VALID))
+    torch.testing.assert_close(
+        camm.encode(stream, 1, last), last_valid(camm.encode(stream, 1), VALID)
+    )
 
 
 def test_every_parameter_is_trained(camm):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from cammsr.baselines import sasrec
 from cammsr.batches import training_loader
 from cammsr.config import ObjectiveConfig

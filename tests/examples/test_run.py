@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
+
 from cammsr.cli import PLANTED, parse, parse_comparison
 from cammsr.comparison import compare, paired
 from cammsr.config import Config

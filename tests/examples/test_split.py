@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cammsr.dataset import Dataset
-from cammsr.split import Ragged, keep_last, leave_one_out
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cammsr.dataset import Dataset
+from cammsr.split import Ragged, keep_last, leave_one_out
 
 Rows = st.lists(st.lists(st.integers(1, 99), max_size=6), min_size=1, max_size=6)
 Histories = st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=7), min_size=1, max_size=6)

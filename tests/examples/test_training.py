@@ -7,13 +7,14 @@ from dataclasses import replace
 import polars as pl
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from cammsr.config import Config
 from cammsr.metrics import evaluate
 from cammsr.scoring import ModelScorer
 from cammsr.split import Split
 from cammsr.training import train
 from cammsr.variants import VARIANTS, build, configure
-from safetensors.torch import load_file
 
 
 @pytest.fixture
@@ -29,7 +30,9 @@ def test_training_keeps_the_weights_of_the_best_epoch(trained, split):
 
 
 def test_training_learns(trained, tmp_path):
-    losses = pl.read_csv(tmp_path / "run" / "logs" / "csv" / "metrics.csv")["train/loss"].drop_nulls()
+    losses = pl.read_csv(tmp_path / "run" / "logs" / "csv" / "metrics.csv")[
+        "train/loss"
+    ].drop_nulls()
     assert losses.is_sorted(descending=True)
     assert losses[-1] < 0.95 * losses[0]
 

@@ -196,6 +196,11 @@ def test_contract(arguments: dict[str, bool], valid: Tensor | None) -> None:
     assert_block_contract(AttentiveRouter(4, 2, **arguments), x, valid)
 
 
+def test_parameters_have_the_wanted_dtype_and_device() -> None:
+    block = AttentiveRouter(2, 3, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
 # -- errors and repr -------------------------------------------------------------------------------
 
 
@@ -245,3 +250,10 @@ def test_function_rejects_what_does_not_fit(changed: dict[str, Any], message: st
 def test_repr() -> None:
     wanted = "AttentiveRouter(dim=2, num_experts=3, causal=False, normalize=False)"
     assert str(AttentiveRouter(2, 3, causal=False)) == wanted
+
+
+def test_autocast_does_not_touch_the_router():
+    router, x = AttentiveRouter(8, 4), torch.randn(2, 5, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = router(x).expert_weight
+    assert torch.equal(rounded, router(x).expert_weight)

@@ -159,6 +159,11 @@ def test_contract(arguments: dict[str, Any]) -> None:
     assert_block_contract(bank, torch.randn(2, 6, 4), torch.randn(2, 6, 3))
 
 
+def test_parameters_have_the_wanted_dtype_and_device() -> None:
+    block = Experts(2, 3, 4, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
 # -- errors and repr -------------------------------------------------------------------------------
 
 

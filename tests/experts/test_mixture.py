@@ -81,19 +81,10 @@ def test_matches_naive(mixture_and_case: Mixture) -> None:
 def test_nan_where_nothing_is_seen_changes_nothing(mixture_and_case: Mixture) -> None:
     mixture, (x, present, valid) = mixture_and_case
     spoilt = with_nan(x, present & valid.unsqueeze(-1))
-    assert_same(
-        outcome(mixture, spoilt, present, valid=valid), outcome(mixture, x, present, valid=valid)
-    )
-
-
-@few
-@given(mixtures())
-def test_nan_changes_nothing_under_static_shapes_either(mixture_and_case: Mixture) -> None:
-    mixture, (x, present, valid) = mixture_and_case
-    spoilt = with_nan(x, present & valid.unsqueeze(-1))
+    clean = outcome(mixture, x, present, valid=valid)
+    assert_same(outcome(mixture, spoilt, present, valid=valid), clean)
     with static_shapes():
-        static = outcome(mixture, spoilt, present, valid=valid)
-    torch.testing.assert_close(static, outcome(mixture, x, present, valid=valid))
+        torch.testing.assert_close(outcome(mixture, spoilt, present, valid=valid), clean)
 
 
 @few
@@ -202,8 +193,15 @@ def test_nothing_to_see_gives_zeros(shape: tuple[int, int]) -> None:
         assert not any(part.any() for part in (*outputs, *gradients))
 
 
-def test_hidden_width_is_four_times_the_model_width() -> None:
-    assert AttentiveMoE(3, 2).experts[0].hidden_dim == 12
+def test_arguments_reach_the_parts() -> None:
+    mixture = AttentiveMoE(
+        3, 2, 5, causal=False, normalize=True, dtype=torch.float64, device="meta"
+    )
+    for router, bank in zip(mixture.routers, mixture.experts, strict=True):
+        assert (router.num_experts, router.causal, router.normalize) == (5, False, True)
+        assert (bank.num_experts, bank.dim, bank.hidden_dim, bank.out_dim) == (5, 6, 12, 3)
+    assert {(p.dtype, p.is_meta) for p in mixture.parameters()} == {(torch.float64, True)}
+    assert AttentiveMoE(3, 2, hidden_dim=7).experts[1].hidden_dim == 7
 
 
 def test_reset_draws_everything_afresh() -> None:
@@ -234,7 +232,9 @@ def test_gradcheck(shared: bool) -> None:
     mixture = drawn(AttentiveMoE(1, 2, 2, hidden_dim=1, shared_experts=shared))
     x = torch.randn(2, 3, 2, 1, dtype=torch.float64, requires_grad=True)
     inputs = (x, *mixture.parameters())
-    assert torch.autograd.gradcheck(lambda x, *_: mixture(x, PRESENT, valid=VALID).output, inputs)
+    assert torch.autograd.gradcheck(
+        lambda x, *_: mixture(x, PRESENT, valid=VALID).output, inputs, fast_mode=True
+    )
 
 
 @pytest.mark.parametrize(

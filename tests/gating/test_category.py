@@ -349,6 +349,11 @@ def test_contract(arguments: dict[str, Any], present: Tensor | None, context: Te
     assert_block_contract(CategoryGuidedGate(2, 3, 4, **arguments), x, present, context)
 
 
+def test_parameters_have_the_wanted_dtype_and_device() -> None:
+    block = CategoryGuidedGate(2, 3, 4, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
 # -- errors and repr -------------------------------------------------------------------------------
 
 
@@ -408,3 +413,12 @@ def test_discrepancy_rejects_what_does_not_fit(
 def test_repr() -> None:
     wanted = "CategoryGuidedGate(dim=2, num_modalities=3, num_categories=4, guidance='difficulty')"
     assert str(CategoryGuidedGate(2, 3, 4, guidance="difficulty")) == wanted
+
+
+def test_autocast_does_not_touch_the_gate():
+    gate, x, labels = CategoryGuidedGate(8, 3, 4), torch.randn(5, 3, 8), torch.arange(5) % 4
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights, losses = gate(x, context=labels)
+    expected = gate(x, context=labels)
+    assert torch.equal(weights, expected.weights)
+    assert torch.equal(losses["category"], expected.losses["category"])

@@ -139,6 +139,11 @@ def test_contract(present: Tensor | None) -> None:
     assert_block_contract(SoftmaxGate(4, temperature=0.5), x, present)
 
 
+def test_parameters_have_the_wanted_dtype_and_device() -> None:
+    block = SoftmaxGate(2, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
 # -- errors and repr -------------------------------------------------------------------------------
 
 

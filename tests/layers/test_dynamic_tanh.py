@@ -102,6 +102,11 @@ def test_contract(affine: bool) -> None:
     assert_block_contract(DynamicTanh(4, affine=affine), torch.randn(2, 3, 4))
 
 
+def test_parameters_have_the_wanted_dtype_and_device() -> None:
+    block = DynamicTanh(2, affine=True, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
 # -- errors and repr -------------------------------------------------------------------------------
 
 

@@ -197,6 +197,17 @@ def test_bfloat16_stays_bfloat16_and_is_computed_in_float32() -> None:
 
 # -- gradients -------------------------------------------------------------------------------------
 
+
+@few
+@given(streams())
+def test_no_gradient_is_nan_on_its_way(case: Streams) -> None:
+    """Anomaly detection, which looks at every step, has nothing to report."""
+    spoilt = with_nan(case.x, case.present)[..., 0]
+    with torch.autograd.set_detect_anomaly(True):
+        _, (gradient,) = outcome(masked_softmax, spoilt, case.present)
+    assert gradient.isfinite().all()
+
+
 MIXED = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
 
 

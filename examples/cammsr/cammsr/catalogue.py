@@ -38,7 +38,7 @@ __all__ = ["Oracle", "oracle", "write_catalogue"]
 
 WIDTHS = {"text": 48, "image": 64}
 SHORTEST = 5  # interactions of a user
-FAINT = 0.2  # how strongly the modality that does not drive a category shows it
+FAINT = 0.05  # how strongly the modality that does not drive a category shows it
 NOISE = 0.3  # standard deviation of the features' noise
 DAY = 86_400
 

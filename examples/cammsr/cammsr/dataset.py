@@ -109,9 +109,15 @@ def write_folder(dataset: Dataset, path: str | Path) -> None:
     """Write a dataset as a folder that :func:`read_folder` reads back to the same values.
 
     The name is the folder's name, and a category that no item carries is forgotten.
+
+    Raises:
+        DatasetError: the folder has features that would be read as part of this dataset.
     """
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("features_?*.npy"):
+        if file.stem.removeprefix("features_") not in dataset.features:
+            raise DatasetError(f"{file} belongs to another dataset. Write to a folder of its own.")
     pl.DataFrame(
         {
             "user_id": dataset.user_ids.numpy().astype(np.int32),

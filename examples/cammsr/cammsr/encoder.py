@@ -107,11 +107,13 @@ class EncoderLayer(nn.Module):
         query, key, value = heads
         if last is None:
             mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            return self.out(rearrange(mixed, "b h l d -> b l (h d)"))
+            whole: Tensor = self.out(rearrange(mixed, "b h l d -> b l (h d)"))
+            return whole
         query = query[torch.arange(len(query), device=query.device), :, last].unsqueeze(2)
         seen = torch.arange(key.shape[2], device=last.device) <= last.view(-1, 1, 1, 1)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-        return self.out(mixed.flatten(1))
+        single: Tensor = self.out(mixed.flatten(1))
+        return single
 
 
 def make_norm(norm: Norm, dim: int) -> nn.Module:

@@ -40,7 +40,8 @@ class Scorer(Protocol):
         """Score every item.
 
         Args:
-            items: histories (B, L) in the order of time, padded on the right with 0.
+            items: histories (B, L) in the order of time, padded on the right with 0. They are on
+                the CPU; a scorer on another device moves them.
             valid: which positions are real, (B, L).
 
         Returns:
@@ -97,12 +98,13 @@ def mask_seen(
 
     A target that is in the history already (a repeat) keeps its score: it is never masked.
     """
-    items, valid = items.to(scores.device), valid.to(scores.device)
-    seen = torch.zeros_like(scores, dtype=torch.int32)
-    seen = seen.scatter_add(1, items, valid.int()) > 0
+    row, _ = valid.nonzero(as_tuple=True)
+    masked = scores.clone()
+    masked[row, items[valid]] = float("-inf")
     if target is not None:
-        seen = seen.scatter(1, target.to(scores.device)[:, None], False)
-    return scores.masked_fill(seen, float("-inf"))
+        column = target.to(scores.device)[:, None]
+        masked.scatter_(1, column, scores.gather(1, column))
+    return masked
 
 
 class RankingMetrics(Metric):

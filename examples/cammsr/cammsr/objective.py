@@ -32,18 +32,13 @@ class Objective(nn.Module):
         losses = {"next_item": self._next_item(output, batch), **output.losses}
         weights = {"next_item": 1.0, "category": self.config.category_weight}
         if isinstance(model, CAMMSR) and self.config.contrast_weight > 0:
-            losses["contrast"] = self._contrast(model, output, batch)
+            losses["contrast"] = self.contrast(model, output, batch)
             weights["contrast"] = self.config.contrast_weight
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return {"loss": total, **losses}
 
-    def _next_item(self, output: RecommenderOutput, batch: Batch) -> Tensor:
-        logits = output.states[batch.valid] @ output.candidates.T
-        return F.cross_entropy(
-            logits, batch.targets[batch.valid], label_smoothing=self.config.label_smoothing
-        )
-
-    def _contrast(self, model: CAMMSR, output: RecommenderOutput, batch: Batch) -> Tensor:
+    def contrast(self, model: CAMMSR, output: RecommenderOutput, batch: Batch) -> Tensor:
+        """Modality-swap contrast at the last position; one target makes no negatives."""
         assert output.enriched is not None  # CAMMSR always enriches
         last = last_position(batch.valid)
         loss: Tensor = self.swap(
@@ -54,3 +49,9 @@ class Objective(nn.Module):
             ids=batch.targets.gather(1, last.unsqueeze(1)).squeeze(1),
         )
         return loss
+
+    def _next_item(self, output: RecommenderOutput, batch: Batch) -> Tensor:
+        logits = output.states[batch.valid] @ output.candidates.T
+        return F.cross_entropy(
+            logits, batch.targets[batch.valid], label_smoothing=self.config.label_smoothing
+        )

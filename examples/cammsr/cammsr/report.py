@@ -41,7 +41,7 @@ def _row(name: str, validation: dict[str, float], test: dict[str, float]) -> str
 @torch.no_grad()
 def _read(model: CAMMSR, target: Target, batch_size: int = 256) -> list[tuple[Tensor, ...]]:
     """Gate and expert weights at every real position of the histories, with the items there."""
-    rows = []
+    rows: list[tuple[Tensor, ...]] = []
     catalogue = model.items()
     for batch in target_loader(target, model.config.max_length, batch_size):
         output: RecommenderOutput = model(batch.items, batch.valid, catalogue)

@@ -89,8 +89,7 @@ def _file_name(variant: str) -> str:
 
 def _describe(dataset: Dataset, split: Split) -> str:
     shares = ", ".join(
-        f"{name} {(raw != 0).any(-1).double().mean():.0%}"
-        for name, raw in dataset.features.items()
+        f"{name} {(raw != 0).any(-1).double().mean():.0%}" for name, raw in dataset.features.items()
     )
     return (
         f"{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "

@@ -134,7 +134,7 @@ def plant(*, seed: int = 0, num_items: int = NUM_ITEMS) -> Shop:
 def oracle(dataset: Dataset, *, seed: int = 0, num_items: int = NUM_ITEMS) -> Oracle:
     """The oracle of a generated dataset, with the arguments that it was written with.
 
-    Items are found by their titles, so this works after :func:`cammsr.dataset.k_core` too. There the
+    Items are found by their titles, so it works after :func:`cammsr.dataset.k_core` too. There the
     oracle misses the items that were dropped from the histories.
     """
     shop = plant(seed=seed, num_items=num_items)

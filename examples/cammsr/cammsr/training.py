@@ -94,9 +94,7 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _trainer(
-    config: Config, folder: Path, checkpoint: ModelCheckpoint, progress: bool
-) -> Trainer:
+def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress: bool) -> Trainer:
     stop = EarlyStopping(MONITOR, patience=config.training.patience, mode="max")
     return Trainer(
         default_root_dir=folder,
