@@ -210,12 +210,12 @@ class CategoryGuidedGate(nn.Module):
         lead = x.shape[:-2]
         if context is None:
             return torch.zeros(*lead, self.num_categories, dtype=torch.bool, device=x.device)
-        if context.shape == (*lead, self.num_categories) and context.dtype != torch.int64:
+        if context.shape == (*lead, self.num_categories):
             return context != 0
         if context.shape != lead or context.dtype != torch.int64:
             raise ValueError(
-                f"Expected context of shape {tuple(lead)} and dtype torch.int64, or of shape "
-                f"{(*lead, self.num_categories)} and another dtype, "
+                f"Expected context of shape {tuple(lead)} and dtype torch.int64, or multi-hot "
+                f"of shape {(*lead, self.num_categories)}, "
                 f"got {tuple(context.shape)} and {context.dtype}."
             )
         known = (context != UNKNOWN).unsqueeze(-1)

@@ -14,7 +14,9 @@ SEQUENCES = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10, 11], [12, 13]]
 @pytest.fixture
 def ragged():
     lengths = torch.tensor([len(sequence) for sequence in SEQUENCES])
-    return Ragged.from_lengths(torch.tensor(sum(SEQUENCES, [])), lengths)
+    return Ragged.from_lengths(
+        torch.tensor([item for sequence in SEQUENCES for item in sequence]), lengths
+    )
 
 
 def pairs(loader):

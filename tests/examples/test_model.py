@@ -138,7 +138,7 @@ def test_every_parameter_is_trained(camm):
         assert (parameter.grad != 0).any(), name
 
 
-# -- item streams -----------------------------------------------------------------------------------
+# -- item streams ---------------------------------------------------------------------------------
 
 
 def test_standardised_features_are_centred_with_unit_variance_and_keep_absent_rows():

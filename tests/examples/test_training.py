@@ -34,7 +34,7 @@ def test_training_learns(trained, tmp_path):
         "train/loss"
     ].drop_nulls()
     assert losses.is_sorted(descending=True)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.99 * losses[0]
 
 
 def test_saved_weights_bring_the_scores_back(trained, tiny, config, tmp_path, split):

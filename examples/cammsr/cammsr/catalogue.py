@@ -38,7 +38,8 @@ __all__ = ["Oracle", "oracle", "write_catalogue"]
 
 WIDTHS = {"text": 48, "image": 64}
 SHORTEST = 5  # interactions of a user
-FAINT = 0.05  # how strongly the modality that does not drive a category shows it
+CLEAR = 0.3  # how strongly a modality that drives a category shows it
+FAINT = 0.05  # how strongly the one that does not
 NOISE = 0.3  # standard deviation of the features' noise
 DAY = 86_400
 
@@ -137,7 +138,7 @@ def _draw_features(shop: Shop, modality: str, generator: Generator) -> Tensor:  
     shown = torch.cat([shop.wording, shop.tone], dim=1) if modality == "text" else shop.look
     other = "image" if modality == "text" else "text"
     faint = driver(shop.category) == DRIVERS.index(other)
-    strength = torch.where(faint, FAINT, 1.0)[:, None]
+    strength = torch.where(faint, FAINT, CLEAR)[:, None]
     hidden = torch.cat([shown, strength * one_hot(shop.category, len(CATEGORIES))], dim=1)
     shape = hidden.shape[1], WIDTHS[modality]
     noise = NOISE * torch.randn(len(hidden), WIDTHS[modality], generator=generator)

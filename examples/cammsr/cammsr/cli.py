@@ -56,7 +56,7 @@ def _with_default(arguments: Sequence[str] | None) -> list[str]:
 
 
 def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
-    made = parser.instantiate_classes(given)
+    made = parser.instantiate(given)
     config = Config(**{field.name: made[field.name] for field in fields(Config)})
     models = given.models or (PLANTED if config.data is None else REAL)
     try:  # a wrong name is refused before anything is computed

@@ -41,10 +41,10 @@ class ModelConfig:
     num_layers: int = 2
     num_heads: int = 2
     hidden_dim: int = 256
-    dropout: float = 0.3
+    dropout: float = 0.5
     max_length: int = 20
     norm: Norm = "dyt"
-    init_scale: float = 0.1
+    init_scale: float = 0.25
     num_experts: int = 4
     shared_experts: bool = False
     normalize_experts: bool = False
@@ -68,7 +68,7 @@ class ObjectiveConfig:
         label_smoothing: Label smoothing of the next-item cross entropy.
     """
 
-    contrast_weight: float = 0.1
+    contrast_weight: float = 0.05
     contrast_temperature: float = 0.2
     contrast_symmetric: bool = True
     swap_probability: float = 0.5

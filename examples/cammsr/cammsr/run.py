@@ -57,12 +57,12 @@ def run(config: Config, models: list[str], *, progress: bool = True) -> Result:
         train(name, dataset, split, config, folder / _file_name(name), progress=progress)
         for name in models
     ]
-    table = format_table(beside, trained)
-    print(f"\n{table}\n")
-    _write(folder, config, dataset, beside, trained, table)
+    result = Result(folder, beside, trained)
+    _write(folder, config, dataset, result)
+    print(f"\n{format_table(beside, trained)}\n")
     draw_report(folder / "report.png", beside, trained, dataset, split.validation)
     print(f"Everything is in {folder}")
-    return Result(folder, beside, trained)
+    return result
 
 
 def measure_floors(dataset: Dataset, split: Split) -> Floors:
@@ -98,15 +98,7 @@ def _describe(dataset: Dataset, split: Split) -> str:
     )
 
 
-def _write(
-    folder: Path,
-    config: Config,
-    dataset: Dataset,
-    beside: Floors,
-    trained: list[Trained],
-    table: str,
-) -> None:
-    versions = {"torch": torch.__version__, "lightning": lightning.__version__}
+def _write(folder: Path, config: Config, dataset: Dataset, result: Result) -> None:
     models: dict[str, Any] = {
         model.name: {
             "validation": model.validation,
@@ -116,9 +108,14 @@ def _write(
             "best_epoch": model.best_epoch,
             "curve": model.curve,
         }
-        for model in trained
+        for model in result.models
     }
-    metrics = {"dataset": dataset.name, "floors": beside, "models": models, "versions": versions}
+    metrics = {
+        "dataset": dataset.name,
+        "floors": result.floors,
+        "models": models,
+        "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
+    }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
-    (folder / "table.txt").write_text(table + "\n")
+    (folder / "table.txt").write_text(format_table(result.floors, result.models) + "\n")

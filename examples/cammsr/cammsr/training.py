@@ -21,7 +21,7 @@ from torch import nn
 from cammsr.batches import target_loader, training_loader
 from cammsr.config import Config
 from cammsr.dataset import Dataset
-from cammsr.metrics import Ranks, summarise, target_ranks
+from cammsr.metrics import Ranks, evaluate, summarise, target_ranks
 from cammsr.module import MONITOR, RecommenderModule
 from cammsr.scoring import ModelScorer
 from cammsr.split import Split
@@ -79,7 +79,21 @@ def train(
     best = torch.load(checkpoint.best_model_path, weights_only=True)
     module.load_state_dict(best["state_dict"])
     save_file(_weights(model), folder / "weights.safetensors")
-    return _evaluate(variant, model.eval(), split, folder, seconds, int(best["epoch"]))
+    log = pl.read_csv(folder / "logs" / "csv" / "metrics.csv")
+    curve = log[MONITOR].drop_nulls().to_list()
+    scorer = ModelScorer(model.eval())
+    test = target_ranks(scorer, split.test, batch_size=RANKING_BATCH)
+    return Trained(
+        name=variant,
+        model=model,
+        validation=evaluate(scorer, split.validation, batch_size=RANKING_BATCH),
+        test=summarise(test),
+        test_ranks=test,
+        seconds=seconds,
+        epochs=len(curve),
+        best_epoch=int(best["epoch"]),
+        curve=curve,
+    )
 
 
 @contextmanager
@@ -108,27 +122,6 @@ def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress
         enable_progress_bar=progress,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
-    )
-
-
-def _evaluate(
-    variant: str, model: nn.Module, split: Split, folder: Path, seconds: float, best_epoch: int
-) -> Trained:
-    scorer = ModelScorer(model)
-    validation = target_ranks(scorer, split.validation, batch_size=RANKING_BATCH)
-    test = target_ranks(scorer, split.test, batch_size=RANKING_BATCH)
-    log = pl.read_csv(folder / "logs" / "csv" / "metrics.csv")
-    curve = log[MONITOR].drop_nulls().to_list()
-    return Trained(
-        name=variant,
-        model=model,
-        validation=summarise(validation),
-        test=summarise(test),
-        test_ranks=test,
-        seconds=seconds,
-        epochs=len(curve),
-        best_epoch=best_epoch,
-        curve=curve,
     )
 
 
