@@ -18,7 +18,7 @@ class Good(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(4, 4)
-        self.scale = nn.Parameter(torch.empty(4))
+        self.scale = nn.Parameter(torch.ones(4))
         self.register_buffer("count", torch.zeros(()))
         self.sizes = (4, 4)
         self.reset_parameters()

@@ -14,10 +14,10 @@ from cammsr.metrics import (
     RankingMetrics,
     evaluate,
     expected_rank,
-    mask_seen,
     ranking_values,
     summarise,
     target_ranks,
+    unseen_rank,
 )
 from cammsr.split import Ragged, Target
 
@@ -152,22 +152,30 @@ def test_a_reset_forgets_everything() -> None:
 # -- masking --------------------------------------------------------------------------------------
 
 
-def test_masking_hides_the_history_but_not_the_padding() -> None:
-    scores = torch.arange(10.0).reshape(2, 5)
-    items, valid = torch.tensor([[1, 3], [2, 0]]), torch.tensor([[True, True], [True, False]])
-    hidden = float("-inf")
-    assert mask_seen(scores, items, valid).tolist() == [
-        [0, hidden, 2, hidden, 4],
-        [5, 6, hidden, 8, 9],
-    ]
+def ranks_of(scores: list[float], target: int, history: list[int], padding: int = 0) -> float:
+    """The rank among unseen items of one user, with padding behind the history."""
+    table, goal = torch.tensor([scores]), torch.tensor([target])
+    items = torch.tensor([history + [0] * padding])
+    valid = torch.arange(items.shape[1]).unsqueeze(0) < len(history)
+    return unseen_rank(expected_rank(table, goal), table, goal, items, valid).item()
+
+
+def test_items_of_the_history_leave_the_ranking_but_padding_does_not() -> None:
+    scores = [9.0, 8.0, 7.0, 6.0, 5.0]
+    assert ranks_of(scores, target=3, history=[2, 1]) == 2
+    assert ranks_of(scores, target=3, history=[2, 1], padding=3) == 2, "item 0 pads"
+
+
+def test_an_item_that_the_history_repeats_leaves_once() -> None:
+    assert ranks_of([9.0, 8.0, 7.0], target=2, history=[1, 1, 1]) == 2
+
+
+def test_a_tie_with_a_seen_item_is_no_tie() -> None:
+    assert ranks_of([5.0, 5.0, 5.0], target=0, history=[1]) == 1.5
 
 
 def test_a_repeated_target_is_never_masked() -> None:
-    scores = torch.arange(5.0)[None]
-    items, valid = torch.tensor([[1, 3, 1]]), torch.ones(1, 3, dtype=torch.bool)
-    masked = mask_seen(scores, items, valid, torch.tensor([1]))
-    assert masked.tolist() == [[0, 1, 2, float("-inf"), 4]]
-    assert expected_rank(masked, torch.tensor([1])).item() == 3
+    assert ranks_of([9.0, 8.0, 7.0], target=1, history=[1, 2]) == 2
 
 
 # -- evaluation -----------------------------------------------------------------------------------

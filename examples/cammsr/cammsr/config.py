@@ -68,7 +68,7 @@ class ObjectiveConfig:
         label_smoothing: Label smoothing of the next-item cross entropy.
     """
 
-    contrast_weight: float = 0.05
+    contrast_weight: float = 0.03
     contrast_temperature: float = 0.2
     contrast_symmetric: bool = True
     swap_probability: float = 0.5
@@ -91,7 +91,7 @@ class TrainingConfig:
 
     batch_size: int = 256
     max_epochs: int = 100
-    patience: int = 10
+    patience: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     threads: int | None = None

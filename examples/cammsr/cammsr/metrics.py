@@ -23,10 +23,10 @@ __all__ = [
     "Scorer",
     "evaluate",
     "expected_rank",
-    "mask_seen",
     "ranking_values",
     "summarise",
     "target_ranks",
+    "unseen_rank",
 ]
 
 CUTOFFS = (5, 10, 20)
@@ -88,23 +88,25 @@ def ranking_values(rank: Tensor) -> dict[str, Tensor]:
     return {f"{name}@{k}": gains[name] * (rank <= k) for name in gains for k in CUTOFFS}
 
 
-def mask_seen(
+def unseen_rank(
+    rank: Tensor,  # (B,)
     scores: Tensor,  # (B, V)
+    target: Tensor,  # (B,)
     items: Tensor,  # (B, L)
     valid: Tensor,  # (B, L) bool
-    target: Tensor | None = None,  # (B,)
-) -> Tensor:  # (B, V)
-    """Give the items of the history the score -inf, so that only new items are recommended.
+) -> Tensor:  # (B,) float64
+    """The rank among the items that are not in the history.
 
-    A target that is in the history already (a repeat) keeps its score: it is never masked.
+    Takes back what the items of the history, each once, added to the rank. A target that is in the
+    history already (a repeat) stays where it is.
     """
-    row, _ = valid.nonzero(as_tuple=True)
-    masked = scores.clone()
-    masked[row, items[valid]] = float("-inf")
-    if target is not None:
-        column = target.to(scores.device)[:, None]
-        masked.scatter_(1, column, scores.gather(1, column))
-    return masked
+    target, items, valid = (tensor.to(scores.device) for tensor in (target, items, valid))
+    ordered = torch.where(valid, items, -1).sort(dim=1).values
+    counts = (ordered >= 0) & (ordered != target[:, None])
+    counts[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    own, seen = scores.gather(1, target[:, None]), scores.gather(1, ordered.clamp(min=0))
+    ahead = (seen > own).double() + (seen == own).double() / 2
+    return rank - (ahead * counts).sum(1)
 
 
 class RankingMetrics(Metric):
@@ -150,8 +152,9 @@ def target_ranks(scorer: Scorer, target: Target, *, batch_size: int = 256) -> Ra
         items, valid = target.history.padded(rows)
         goal = target.item[rows]
         scores = scorer.scores(items, valid)
-        plain.append(expected_rank(scores, goal).cpu())
-        masked.append(expected_rank(mask_seen(scores, items, valid, goal), goal).cpu())
+        rank = expected_rank(scores, goal)
+        plain.append(rank.cpu())
+        masked.append(unseen_rank(rank, scores, goal, items, valid).cpu())
     return Ranks(torch.cat(plain), torch.cat(masked))
 
 
