@@ -54,7 +54,7 @@ class LengthBuckets(Sampler[Tensor]):
         return math.ceil(len(self.lengths) / self.batch_size)
 
     def __iter__(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(hash((self.seed, self.epoch)))
+        generator = torch.Generator().manual_seed(1_000_003 * self.seed + self.epoch)
         shuffled = torch.randperm(len(self.lengths), generator=generator)
         buckets = shuffled.split(self.batch_size * BATCHES_A_BUCKET)
         by_length = [rows[self.lengths[rows].argsort(stable=True)] for rows in buckets]

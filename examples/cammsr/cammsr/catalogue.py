@@ -5,7 +5,7 @@ take next, in a third the image, in a third only both together. Here users walk 
 and what is known of its items is written down:
 
 * text and image features are random linear maps of (what the modality shows, the category) plus
-  noise; a modality that does not drive its category shows the category only faintly;
+  noise; the category shows faintly, in a modality that does not drive it more faintly still;
 * some items lack the image, some the text (none lacks both), and some the category.
 """
 
