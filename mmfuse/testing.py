@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def assert_block_contract(
     1. *registered*: no tensor and no module hides in a plain attribute, list or dict, where neither
        an optimizer nor a checkpoint would find it;
     2. *pure*: ``forward`` changes no attribute, no parameter, no buffer and no input;
-    3. *typed*: the output is a tensor, or a (named) tuple or dict of them;
+    3. *typed*: the output is a tensor, or a (named) tuple or dict of them, and finite;
     4. *trained*: every parameter gets a finite, non-zero gradient;
     5. *restored*: ``reset_parameters`` draws every parameter afresh, and ``load_state_dict``
        brings the outputs back;
@@ -100,13 +101,16 @@ def _pure(block: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -
         same = _attributes(module) == attributes[name]
         _demand(same, "pure", f"forward changed an attribute of {name or 'the block'}")
     for name, value in _state(block):
-        _demand(_close(value, state[name], 0.0), "pure", f"forward changed {name}")
+        same = name in state and _close(value, state[name], 0.0)
+        _demand(same, "pure", f"forward changed {name}")
     _demand(_close([list(inputs), keywords], before, 0.0), "pure", "forward changed an input")
 
 
 def _typed(output: Any) -> None:
     for leaf in _leaves(output):
         _demand(leaf is None or isinstance(leaf, Tensor), "typed", f"output holds a {type(leaf)}")
+        if _is_float(leaf):
+            _demand(bool(leaf.isfinite().all()), "typed", "output holds NaN or infinity")
 
 
 def _trained(block: nn.Module, call: Callable[..., Any], unused: Collection[str]) -> None:
@@ -233,7 +237,9 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 def _close(a: Any, b: Any, tolerance: float) -> bool:
     """Whether two outputs hold tensors of the same shapes and, up to the tolerance, numbers."""
-    for got, want in zip(_leaves(a), _leaves(b), strict=True):
+    for got, want in zip_longest(_leaves(a), _leaves(b)):
+        if isinstance(got, Tensor) != isinstance(want, Tensor):
+            return False
         if isinstance(want, Tensor) and not (
             got.shape == want.shape
             and got.dtype == want.dtype

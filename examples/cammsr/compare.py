@@ -18,5 +18,7 @@ from cammsr.dataset import DatasetError
 if __name__ == "__main__":
     try:
         compare(*parse_comparison())
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was finished is in the run folder")

@@ -19,5 +19,7 @@ from cammsr.run import run
 if __name__ == "__main__":
     try:
         run(*parse())
-    except DatasetError as error:
+    except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; what was finished is in the run folder")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_positive, check_shape
+from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.types import GateOutput
 
@@ -78,8 +79,11 @@ class SoftmaxGate(nn.Module):
     ) -> GateOutput:
         """Return modality weights; shapes are given in the class docstring."""
         check_shape("x", x, "M", self.dim)
-        scores = mask_absent(x, present) @ self.query
-        return GateOutput(masked_softmax(scores, present, temperature=self.temperature), {})
+        wide = at_least_float32(x)
+        with without_autocast(x.device):
+            scores = mask_absent(x, present).to(wide) @ self.query.to(wide)
+            weights = masked_softmax(scores, present, temperature=self.temperature)
+        return GateOutput(weights.to(x.dtype), {})
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, temperature={self.temperature}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmfuse._checks import check_mask
 from mmfuse.types import TableOutput
 
 __all__ = ["FeatureTable"]
@@ -17,13 +18,15 @@ class FeatureTable(nn.Module):
     .. math::
         \mathbf{f} = \mathbf{F}_i, \qquad p = [\mathbf{F}_i \neq \mathbf{0}]
 
-    An all-zero row means that the item lacks this modality. That is read once, from the given
-    features: training a row does not change whether it is present, and an absent row is not
-    trained.
+    An all-zero row means that the item lacks this modality, unless ``present`` says which items
+    have it. That is settled once: training a row does not change whether it is present, and an
+    absent row is not trained.
 
     Args:
         features: One row an item, :math:`(V, D_m)`, finite, of a floating dtype.
         trainable: Whether the rows are parameters; otherwise they are a buffer.
+        present: Which items have the modality, :math:`(V)`, boolean; ``None`` means those whose
+            row is not all zero.
 
     Shape:
         - items: :math:`(\ldots)`, int64
@@ -33,8 +36,8 @@ class FeatureTable(nn.Module):
         :class:`~mmfuse.types.TableOutput`.
 
     Raises:
-        ValueError: If ``features`` is not a matrix of finite floating numbers, or ``items`` are
-            not integers.
+        ValueError: If ``features`` is not a matrix of finite floating numbers, ``present`` does
+            not fit it, or ``items`` are not integers.
 
     Example:
         >>> table = FeatureTable(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
@@ -45,7 +48,13 @@ class FeatureTable(nn.Module):
     features: Tensor
     present: Tensor
 
-    def __init__(self, features: Tensor, trainable: bool = False) -> None:
+    def __init__(
+        self,
+        features: Tensor,  # (V, D_m)
+        trainable: bool = False,
+        *,
+        present: Tensor | None = None,  # (V,)
+    ) -> None:
         super().__init__()
         if features.ndim != 2 or not features.is_floating_point():
             raise ValueError(
@@ -61,7 +70,9 @@ class FeatureTable(nn.Module):
             self.features = nn.Parameter(features.detach().clone())
         else:
             self.register_buffer("features", features.detach().clone())
-        self.register_buffer("present", (features != 0).any(-1))
+        present = (features != 0).any(-1) if present is None else present.clone()
+        check_mask("present", present, features.shape[:1])
+        self.register_buffer("present", present)
 
     def forward(self, items: Tensor) -> TableOutput:  # (...) -> (..., D_m), (...)
         """Return rows and presence; shapes are given in the class docstring."""

@@ -151,6 +151,11 @@ def test_standardised_features_are_centred_with_unit_variance_and_keep_absent_ro
     assert scaled[present].square().mean().item() == pytest.approx(1, rel=1e-5)
 
 
+def test_items_with_the_same_features_stay_present():
+    items = ItemStreams({"text": torch.ones(3, 2)}, 3, 4)
+    assert items().present.all()
+
+
 def test_standardising_nothing_but_absent_rows_changes_nothing():
     assert torch.equal(standardise(torch.zeros(3, 2)), torch.zeros(3, 2))
 

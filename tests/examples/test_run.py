@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ import yaml
 from cammsr.cli import PLANTED, parse, parse_comparison
 from cammsr.comparison import compare, paired
 from cammsr.config import Config
-from cammsr.dataset import write_folder
+from cammsr.dataset import UNKNOWN, write_folder
 from cammsr.model import CAMMSR
 from cammsr.report import expert_use, modality_weights
 from cammsr.run import run
+from cammsr.training import train
 
 
 @pytest.fixture
@@ -70,6 +72,31 @@ def test_paired_difference_and_its_interval():
     assert (pair.wins, pair.count) == (2, 3)
 
 
+def test_what_is_finished_survives_a_stop(on_folder, monkeypatch):
+    def stop_at_sasrec(name, *arguments, **keywords):
+        if name == "sasrec":
+            raise KeyboardInterrupt
+        return train(name, *arguments, **keywords)
+
+    monkeypatch.setattr("cammsr.run.train", stop_at_sasrec)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_folder, ["cammsr", "sasrec"], progress=False)
+    (saved,) = Path(on_folder.output).glob("*/metrics.json")
+    assert set(json.loads(saved.read_text())["models"]) == {"cammsr"}
+
+
+def test_a_catalogue_without_categories_trains(tiny, on_folder, tmp_path):
+    bare = replace(
+        tiny,
+        categories=(),
+        labels=tiny.labels[:, :0],
+        category=torch.full_like(tiny.category, UNKNOWN),
+    )
+    write_folder(bare, tmp_path / "bare")
+    result = run(replace(on_folder, data=str(tmp_path / "bare")), ["cammsr"], progress=False)
+    assert (result.folder / "report.png").is_file()
+
+
 # -- the report -----------------------------------------------------------------------------------
 
 
@@ -121,6 +148,10 @@ def test_number_of_seeds():
     ("arguments", "message"),
     [
         (["--models", "[bert]"], "Expected a model among"),
+        (["--models", "[sasrec,sasrec]"], "Expected every model once in --models"),
+        (["--training.max_epochs", "0"], "Expected max_epochs >= 1, got 0"),
+        (["--model.num_layers", "0"], "Expected num_layers >= 1, got 0"),
+        (["--objective.contrast_weight", "-1"], "Expected contrast_weight >= 0, got -1.0"),
         (["--model.norm", "batch"], "batch"),
         (["--model.dmi", "8"], "dmi"),
     ],

@@ -175,3 +175,10 @@ def test_rejects_a_mask_that_does_not_fit() -> None:
 
 def test_repr() -> None:
     assert str(SoftmaxGate(4, temperature=0.5)) == "SoftmaxGate(dim=4, temperature=0.5)"
+
+
+def test_autocast_does_not_touch_the_gate():
+    gate, x = SoftmaxGate(64), 10 * torch.randn(20, 3, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        weights = gate(x).weights
+    assert torch.equal(weights, gate(x).weights)

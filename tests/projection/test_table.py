@@ -196,3 +196,13 @@ def test_rejects_items_that_are_not_integers(dtype):
 
 def test_repr():
     assert repr(FeatureTable(torch.ones(5, 2))) == "FeatureTable(5, 2, trainable=False)"
+
+
+def test_presence_may_be_given() -> None:
+    table = FeatureTable(torch.zeros(2, 3), present=torch.tensor([True, False]))
+    assert table(torch.tensor([0, 1])).present.tolist() == [True, False]
+
+
+def test_presence_must_fit_the_items() -> None:
+    with pytest.raises(ValueError, match=r"Expected present of shape \(2,\), got \(3,\)\."):
+        FeatureTable(torch.ones(2, 3), present=torch.ones(3, dtype=torch.bool))

@@ -56,10 +56,13 @@ def _with_default(arguments: Sequence[str] | None) -> list[str]:
 
 
 def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
-    made = parser.instantiate(given)
-    config = Config(**{field.name: made[field.name] for field in fields(Config)})
-    models = given.models or (PLANTED if config.data is None else REAL)
-    try:  # a wrong name is refused before anything is computed
+    """Whatever is wrong with the settings is said before anything is computed."""
+    try:
+        made = parser.instantiate(given)
+        config = Config(**{field.name: made[field.name] for field in fields(Config)})
+        models = given.models or (PLANTED if config.data is None else REAL)
+        if len(set(models)) < len(models):
+            raise ValueError(f"Expected every model once in --models, got {models}.")
         for model in models:
             configure(model, config)
     except ValueError as error:

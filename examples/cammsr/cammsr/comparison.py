@@ -7,15 +7,18 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from cammsr.config import Config
 from cammsr.run import run
 
 __all__ = ["Paired", "compare", "format_comparison", "paired"]
 
-T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-"""Two-sided 95 % quantile of Student's t by degrees of freedom; 1.96 beyond."""
+T_95 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
+)
+"""Two-sided 95 % quantile of Student's t for 1 to 30 degrees of freedom."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
     differences = [a - b for a, b in zip(first, second, strict=True)]
     count = len(differences)
     spread = statistics.stdev(differences) if count > 1 else math.inf
-    quantile = T_95.get(count - 1, 1.96)
+    quantile = T_95[min(max(count, 2) - 2, len(T_95) - 1)]
     return Paired(
         mean=statistics.fmean(differences),
         half_width=quantile * spread / math.sqrt(count),
@@ -43,7 +46,7 @@ def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
 
 
 def compare(config: Config, models: list[str], seeds: int) -> dict[str, list[float]]:
-    """Run every seed, print the comparison, and write it beside the runs."""
+    """Run every seed, print the comparison, and write it beside the runs after each seed."""
     scores: dict[str, list[float]] = {}
     for seed in range(config.seed, config.seed + seeds):
         result = run(replace(config, seed=seed), models, progress=False)
@@ -51,9 +54,10 @@ def compare(config: Config, models: list[str], seeds: int) -> dict[str, list[flo
             scores.setdefault(name, []).append(values["test"]["ndcg@10"])
         for trained in result.models:
             scores.setdefault(trained.name, []).append(trained.test["ndcg@10"])
+        if seed == config.seed:
+            path = result.folder.with_name(f"comparison-{result.folder.name}.json")
+        path.write_text(json.dumps({"test/ndcg@10": scores}, indent=2) + "\n")
     print(format_comparison(scores, models[0]))
-    path = Path(config.output) / f"comparison-{result.folder.name}.json"
-    path.write_text(json.dumps({"test/ndcg@10": scores}, indent=2) + "\n")
     return scores
 
 

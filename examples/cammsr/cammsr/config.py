@@ -54,6 +54,10 @@ class ModelConfig:
     gate_temperature: float = 1.0
     detach_gate: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what no model can be made of."""
+        _check_at_least(1, self, "dim", "num_layers", "num_heads", "hidden_dim", "max_length")
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -74,6 +78,10 @@ class ObjectiveConfig:
     swap_probability: float = 0.5
     category_weight: float = 0.1
     label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no objective can be made of."""
+        _check_at_least(0, self, "contrast_weight", "category_weight", "label_smoothing")
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,10 @@ class TrainingConfig:
     weight_decay: float = 0.0
     threads: int | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse what no loop can be made of."""
+        _check_at_least(1, self, "batch_size", "max_epochs", "patience")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -116,3 +128,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def _check_at_least(least: float, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if value < least:
+            raise ValueError(f"Expected {name} >= {least}, got {value}.")

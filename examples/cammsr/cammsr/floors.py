@@ -21,14 +21,19 @@ MAX_ITEMS = 20_000
 
 
 def floors(dataset: Dataset, split: Split) -> dict[str, Scorer]:
-    """All four floors; the content is text if there is any, else the first modality."""
+    """All floors; the content is text if there is any, else the first modality.
+
+    Item k-NN is left out of a catalogue of more than ``MAX_ITEMS``.
+    """
     modality = "text" if "text" in dataset.features else next(iter(dataset.features))
-    return {
+    found: dict[str, Scorer] = {
         "popularity": Popularity.fit(split.train, dataset.num_items),
         "content k-NN": ContentKNN.fit(dataset.features[modality]),
         "Markov": Markov.fit(split.train, dataset.num_items),
-        "item k-NN": ItemKNN.fit(split.train, dataset.num_items),
     }
+    if dataset.num_items <= MAX_ITEMS:
+        found["item k-NN"] = ItemKNN.fit(split.train, dataset.num_items)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

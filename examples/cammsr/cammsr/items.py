@@ -43,7 +43,9 @@ class ItemStreams(nn.Module):
             raise ValueError("Expected at least one modality, got no features and use_id=False.")
         self.scale = scale
         self.embedding = nn.Embedding(num_items, dim) if use_id else None
-        self.tables = nn.ModuleList(FeatureTable(standardise(raw)) for raw in features.values())
+        self.tables = nn.ModuleList(
+            FeatureTable(standardise(raw), present=(raw != 0).any(-1)) for raw in features.values()
+        )
         self.names = (*((ID,) if use_id else ()), *features)
         widths = {name: raw.shape[1] for name, raw in features.items()}
         known = {ID: None, **widths} if use_id else widths
@@ -73,13 +75,11 @@ class ItemStreams(nn.Module):
 def standardise(raw: Tensor) -> Tensor:  # (V, D_m) -> (V, D_m)
     """Centre the columns and give their mean variance one, over rows that are not all zero."""
     present = (raw != 0).any(-1)
-    rows = raw[present].float()
-    if len(rows) == 0:
-        return raw.float()
-    centred = rows - rows.mean(0)
-    variance = centred.square().mean()
     scaled = torch.zeros_like(raw, dtype=torch.float32)
-    scaled[present] = centred / variance.clamp(min=1e-12).sqrt()
+    if present.any():
+        rows = raw[present].double()
+        centred = rows - rows.mean(0)
+        scaled[present] = (centred / centred.square().mean().clamp(min=1e-24).sqrt()).float()
     return scaled
 
 

@@ -87,7 +87,8 @@ class CAMMSR(nn.Module):
         catalogue = self.items() if catalogue is None else catalogue
         x, present = look_up(catalogue, items)
         x = x + self.positions[: items.shape[1], None, :]
-        context = self.labels[items] if self.config.category_guidance else None
+        guided = self.config.category_guidance and self.labels.shape[1] > 0
+        context = self.labels[items] if guided else None
         enriched: EnrichmentOutput = self.enrichment(x, present, context, valid=valid)
         states = [self.encode(stream, m) for m, stream in enumerate(enriched.x.unbind(-2))]
         return RecommenderOutput(

@@ -34,7 +34,11 @@ class RecommenderModule(LightningModule):
         losses: dict[str, Tensor] = self.objective(self.model, batch)
         for name, loss in losses.items():
             self.log(
-                f"train/{name}", loss.detach(), on_epoch=True, on_step=False, batch_size=len(batch)
+                f"train/{name}",
+                loss.detach(),
+                on_epoch=True,
+                on_step=False,
+                batch_size=len(batch.items),
             )
         return losses["loss"]
 

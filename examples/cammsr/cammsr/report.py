@@ -76,7 +76,7 @@ def draw_report(
     """Learning curves, the test beside the floors, modality weights by category, expert use."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     axes = figure.subplots(2, 2)
-    figure.suptitle(dataset.name)
+    figure.suptitle(dataset.name, parse_math=False)
     _draw_curves(axes[0, 0], floors, models)
     _draw_test(axes[0, 1], floors, models)
     shown = [trained.model for trained in models if trained.name == "cammsr"]
@@ -85,9 +85,10 @@ def draw_report(
         names = list(model.items.names)
         weights = modality_weights(model, target, dataset)
         experts = [f"expert {e + 1}" for e in range(model.config.num_experts)]
-        _draw_matrix(
-            axes[1, 0], weights, list(dataset.categories), names, "modality weights by category"
-        )
+        if dataset.categories:
+            _draw_matrix(
+                axes[1, 0], weights, list(dataset.categories), names, "modality weights by category"
+            )
         _draw_matrix(axes[1, 1], expert_use(model, target), names, experts, "expert use")
     if not shown:
         axes[1, 0].set_axis_off()
@@ -126,7 +127,7 @@ def _draw_matrix(
 ) -> None:
     image = axes.imshow(values.numpy(), aspect="auto", cmap="viridis", vmin=0)
     axes.set_xticks(range(len(columns)), columns)
-    axes.set_yticks(range(len(rows)), rows)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.set_title(title)
     if axes.figure is not None:
         axes.figure.colorbar(image, ax=axes)

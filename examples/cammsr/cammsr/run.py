@@ -52,15 +52,14 @@ def run(config: Config, models: list[str], *, progress: bool = True) -> Result:
     folder = _make_folder(config)
     dataset, split = open_data(config, folder)
     print(_describe(dataset, split))
-    beside = measure_floors(dataset, split)
-    trained = [
-        train(name, dataset, split, config, folder / _file_name(name), progress=progress)
-        for name in models
-    ]
-    result = Result(folder, beside, trained)
+    result = Result(folder, measure_floors(dataset, split), [])
     _write(folder, config, dataset, result)
-    print(f"\n{format_table(beside, trained)}\n")
-    draw_report(folder / "report.png", beside, trained, dataset, split.validation)
+    for name in models:
+        trained = train(name, dataset, split, config, folder / _file_name(name), progress=progress)
+        result.models.append(trained)
+        _write(folder, config, dataset, result)  # what is done is not lost if the rest is stopped
+    print(f"\n{format_table(result.floors, result.models)}\n")
+    draw_report(folder / "report.png", result.floors, result.models, dataset, split.validation)
     print(f"Everything is in {folder}")
     return result
 

@@ -69,12 +69,15 @@ def train(
         trainer = _trainer(config, folder, checkpoint, progress)
     length = config.model.max_length
     start = time.perf_counter()
+    loaders = (
+        training_loader(split.train, length, config.training.batch_size, config.seed),
+        target_loader(split.validation, length, RANKING_BATCH),
+    )
     with _quiet():
-        trainer.fit(
-            module,
-            training_loader(split.train, length, config.training.batch_size, config.seed),
-            target_loader(split.validation, length, RANKING_BATCH),
-        )
+        try:
+            trainer.fit(module, *loaders)
+        except SystemExit as stop:  # what the trainer makes of Ctrl-C
+            raise KeyboardInterrupt from stop
     seconds = time.perf_counter() - start
     best = torch.load(checkpoint.best_model_path, weights_only=True)
     module.load_state_dict(best["state_dict"])
@@ -111,6 +114,8 @@ def _quiet() -> Iterator[None]:
 def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress: bool) -> Trainer:
     stop = EarlyStopping(MONITOR, patience=config.training.patience, mode="max")
     return Trainer(
+        accelerator="gpu" if torch.cuda.is_available() else "cpu",
+        devices=1,
         default_root_dir=folder,
         max_epochs=config.training.max_epochs,
         callbacks=[stop, checkpoint, *([TQDMProgressBar(refresh_rate=5)] if progress else [])],

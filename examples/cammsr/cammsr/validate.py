@@ -106,6 +106,10 @@ def find_features(folder: Path) -> dict[str, Path]:
             f"{folder} has no features_<modality>.npy. "
             "Write at least one, for example features_text.npy of shape (items, width)."
         )
+    if "id" in found:
+        raise DatasetError(
+            f"{found['id']}: 'id' is the item itself, not a modality. Give the file another name."
+        )
     return dict(sorted(found.items()))
 
 
