@@ -24,7 +24,8 @@ class MultimodalEncoder(nn.Module):
 
     Shape:
         - features: :math:`\{\text{name}: (\ldots, D_m)\}`; a missing name is an absent modality
-        - present: :math:`\{\text{name}: (\ldots)\}`, boolean; a missing name means all present
+        - present: :math:`\{\text{name}: (\ldots)\}`, boolean; a missing name means
+          observed wherever features are given
         - context: what the fusion takes
         - fused: :math:`(\ldots, D)`
 

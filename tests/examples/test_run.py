@@ -13,7 +13,7 @@ import yaml
 from cammsr.cli import PLANTED, parse, parse_comparison
 from cammsr.comparison import compare, paired
 from cammsr.config import Config
-from cammsr.dataset import UNKNOWN, write_folder
+from cammsr.dataset import UNKNOWN, DatasetError, write_folder
 from cammsr.model import CAMMSR
 from cammsr.report import expert_use, modality_weights
 from cammsr.run import run
@@ -134,6 +134,19 @@ def test_without_data_the_planted_catalogue_and_its_settings():
     assert models == PLANTED
 
 
+def test_the_planted_settings_lie_below_a_file_of_settings(tmp_path):
+    (tmp_path / "own.yaml").write_text("training:\n  max_epochs: 1\n")
+    config, _ = parse(["--config", str(tmp_path / "own.yaml")])
+    planted, _ = parse([])
+    assert config == replace(planted, training=replace(planted.training, max_epochs=1))
+
+
+def test_a_wrong_folder_leaves_no_run_behind(on_folder, tmp_path):
+    with pytest.raises(DatasetError, match="is not a folder"):
+        run(replace(on_folder, data=str(tmp_path / "nowhere")), ["sasrec"], progress=False)
+    assert not Path(on_folder.output).exists()
+
+
 def test_flags_change_the_configuration():
     config, models = parse(["--data", "x", "--model.dim", "16", "--models", "[sasrec]"])
     assert config == replace(Config(), data="x", model=replace(Config().model, dim=16))
@@ -149,6 +162,9 @@ def test_number_of_seeds():
     [
         (["--models", "[bert]"], "Expected a model among"),
         (["--models", "[sasrec,sasrec]"], "Expected every model once in --models"),
+        (["--model.dim", "9"], "Expected dim divisible by num_heads, got 9 and 2"),
+        (["--model.dropout", "1.5"], "Expected 0 <= dropout <= 1, got 1.5"),
+        (["--training.threads", "0"], "Expected threads >= 1, got 0"),
         (["--training.max_epochs", "0"], "Expected max_epochs >= 1, got 0"),
         (["--model.num_layers", "0"], "Expected num_layers >= 1, got 0"),
         (["--objective.contrast_weight", "-1"], "Expected contrast_weight >= 0, got -1.0"),

@@ -22,14 +22,14 @@ PLANTED_CONFIG = Path(__file__).parents[1] / "configs" / "planted.yaml"
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str]]:
     """The configuration and the names of the models to train."""
     parser = _parser("Train CAMMSR beside its floors and baselines.")
-    return _read(parser, parser.parse_args(_with_default(arguments)))
+    return _read(parser, _parse(parser, arguments))
 
 
 def parse_comparison(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], int]:
     """The same, and the number of seeds."""
     parser = _parser("Compare models over seeds.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
-    given = parser.parse_args(_with_default(arguments))
+    given = _parse(parser, arguments)
     if given.seeds < 1:
         parser.error(f"Expected --seeds >= 1, got {given.seeds}.")
     return (*_read(parser, given), given.seeds)
@@ -48,11 +48,13 @@ def _parser(description: str) -> ArgumentParser:
     return parser
 
 
-def _with_default(arguments: Sequence[str] | None) -> list[str]:
-    """Settings for the generated catalogue, unless a dataset or a file of settings is named."""
+def _parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+    """Without data the generated catalogue's settings lie below all others that are given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    named = any(word.split("=")[0] in ("--data", "--config") for word in given)
-    return given if named else ["--config", str(PLANTED_CONFIG), *given]
+    parsed: Namespace = parser.parse_args(given)
+    if parsed.data is None:
+        parsed = parser.parse_args(["--config", str(PLANTED_CONFIG), *given])
+    return parsed
 
 
 def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:

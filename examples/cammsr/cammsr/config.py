@@ -57,6 +57,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         """Refuse what no model can be made of."""
         _check_at_least(1, self, "dim", "num_layers", "num_heads", "hidden_dim", "max_length")
+        _check_at_least(1, self, "num_experts")
+        _check_share(self, "dropout")
+        if self.dim % self.num_heads:
+            raise ValueError(
+                f"Expected dim divisible by num_heads, got {self.dim} and {self.num_heads}."
+            )
 
 
 @dataclass(frozen=True)
@@ -81,7 +87,8 @@ class ObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuse what no objective can be made of."""
-        _check_at_least(0, self, "contrast_weight", "category_weight", "label_smoothing")
+        _check_at_least(0, self, "contrast_weight", "category_weight")
+        _check_share(self, "label_smoothing", "swap_probability")
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse what no loop can be made of."""
         _check_at_least(1, self, "batch_size", "max_epochs", "patience")
+        if self.threads is not None:
+            _check_at_least(1, self, "threads")
 
 
 @dataclass(frozen=True)
@@ -135,3 +144,10 @@ def _check_at_least(least: float, settings: object, *names: str) -> None:
         value = getattr(settings, name)
         if value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
+
+
+def _check_share(settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"Expected 0 <= {name} <= 1, got {value}.")

@@ -153,7 +153,10 @@ def k_core(dataset: Dataset, k: int = 5) -> Dataset:
         enough_items = torch.bincount(items[keep], minlength=dataset.num_items) >= k
         keep = keep & enough_users[users] & enough_items[items]
     if kept == 0:
-        raise DatasetError(f"The {k}-core of '{dataset.name}' is empty. Choose a smaller k.")
+        raise DatasetError(
+            f"The {k}-core of '{dataset.name}' is empty: every user and item needs {k} "
+            "interactions. Add some, or choose a smaller k."
+        )
     _, new_users = torch.unique(users[keep], return_inverse=True)
     old_items, new_items = torch.unique(items[keep], return_inverse=True)
     return Dataset(

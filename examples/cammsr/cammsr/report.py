@@ -24,12 +24,15 @@ def format_table(floors: dict[str, dict[str, dict[str, float]]], models: list[Tr
     """One row a floor or model: validation NDCG@10, then the test."""
     head = f"{'':22}{'validation':>12}{'test':>44}\n"
     head += f"{'':22}{'NDCG@10':>12}{'NDCG@10':>11}{'HR@10':>11}{'MRR@10':>11}{'unseen':>11}"
-    head += f"{'epoch':>8}{'seconds':>9}"
+    head += f"{'best':>8}{'seconds':>9}"
     rows = [_row(name, values["validation"], values["test"]) for name, values in floors.items()]
     for trained in models:
         row = _row(trained.name, trained.validation, trained.test)
         rows.append(f"{row}{trained.best_epoch + 1:>8}{trained.seconds:>9.0f}")
-    note = "unseen: test NDCG@10 among the items that the user has not seen"
+    note = (
+        "unseen: test NDCG@10 among the items that the user has not seen; best: the best epoch\n"
+        "one seed; compare.py runs several"
+    )
     return "\n".join([head, *rows, note])
 
 

@@ -35,13 +35,14 @@ class Result:
     models: list[Trained]
 
 
-def open_data(config: Config, folder: Path) -> tuple[Dataset, Split]:
-    """The 5-core of the dataset folder, or of the generated catalogue, and its split."""
-    path = config.data
-    if path is None:
-        path = str(folder / "planted")
-        write_catalogue(path, seed=config.seed)
-    dataset = k_core(read_folder(path, config.model.modalities))
+def open_data(path: str | Path, config: Config) -> tuple[Dataset, Split]:
+    """The 5-core of a dataset folder, and its split."""
+    whole = read_folder(path, config.model.modalities)
+    dataset = k_core(whole)
+    print(
+        f"{whole.name}: {whole.num_users} users, {whole.num_items} items; those with at least "
+        f"five interactions: {dataset.num_users} users, {dataset.num_items} items"
+    )
     return dataset, leave_one_out(dataset)
 
 
@@ -49,12 +50,17 @@ def run(config: Config, models: list[str], *, progress: bool = True) -> Result:
     """Print the floors, train the models one after the other, print the table, write the folder."""
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    if config.data is not None:
+        dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
     folder = _make_folder(config)
-    dataset, split = open_data(config, folder)
+    if config.data is None:
+        write_catalogue(folder / "planted", seed=config.seed)
+        dataset, split = open_data(folder / "planted", config)
     print(_describe(dataset, split))
     result = Result(folder, measure_floors(dataset, split), [])
     _write(folder, config, dataset, result)
-    for name in models:
+    for number, name in enumerate(models, start=1):
+        print(f"training {name} ({number} of {len(models)})", flush=True)
         trained = train(name, dataset, split, config, folder / _file_name(name), progress=progress)
         result.models.append(trained)
         _write(folder, config, dataset, result)  # what is done is not lost if the rest is stopped
@@ -91,7 +97,6 @@ def _describe(dataset: Dataset, split: Split) -> str:
         f"{name} {(raw != 0).any(-1).double().mean():.0%}" for name, raw in dataset.features.items()
     )
     return (
-        f"{dataset.name}: {dataset.num_users} users, {dataset.num_items} items, "
         f"{len(dataset.item_ids)} interactions, {len(dataset.categories)} categories; "
         f"items with {shares}; {len(split.train.values)} interactions to train on"
     )

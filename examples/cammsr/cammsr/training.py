@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
@@ -99,6 +100,15 @@ def train(
     )
 
 
+class _ProgressBar(TQDMProgressBar):
+    """The trainer's bar, without the loggers' version number."""
+
+    def get_metrics(self, *arguments: Any) -> dict[str, Any]:
+        metrics: dict[str, Any] = super().get_metrics(*arguments)
+        metrics.pop("v_num", None)
+        return metrics
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what the trainer says that nobody here can act on."""
@@ -118,7 +128,7 @@ def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress
         devices=1,
         default_root_dir=folder,
         max_epochs=config.training.max_epochs,
-        callbacks=[stop, checkpoint, *([TQDMProgressBar(refresh_rate=5)] if progress else [])],
+        callbacks=[stop, checkpoint, *([_ProgressBar(refresh_rate=5)] if progress else [])],
         logger=[
             CSVLogger(folder, name="logs", version="csv"),
             TensorBoardLogger(folder, name="logs", version="tensorboard"),
