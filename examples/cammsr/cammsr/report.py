@@ -109,6 +109,7 @@ def _draw_curves(
         floors[best]["validation"]["ndcg@10"], color="grey", linestyle="--", label=f"floor: {best}"
     )
     axes.set(title="validation", xlabel="epoch", ylabel="NDCG@10")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 
 
