@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from cammsr.batches import target_loader
@@ -109,7 +110,7 @@ def _draw_curves(
         floors[best]["validation"]["ndcg@10"], color="grey", linestyle="--", label=f"floor: {best}"
     )
     axes.set(title="validation", xlabel="epoch", ylabel="NDCG@10")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
 
 
