@@ -35,11 +35,9 @@ from cammsr.validate import (
     read_features,
     read_table,
 )
+from mmfuse.gating import UNKNOWN
 
 __all__ = ["UNKNOWN", "Dataset", "DatasetError", "k_core", "read_folder", "write_folder"]
-
-UNKNOWN = -100
-"""The category of an item whose category is not known."""
 
 
 @dataclass(frozen=True, eq=False)

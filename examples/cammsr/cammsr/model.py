@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from cammsr.items import ItemStreams, look_up
 from mmfuse import CategoryGuidedMoE
 from mmfuse.types import EnrichmentOutput, Streams
 
-__all__ = ["CAMMSR", "Recommender", "RecommenderOutput", "last_position", "last_valid"]
+__all__ = ["CAMMSR", "RecommenderOutput", "last_position", "last_valid"]
 
 
 class RecommenderOutput(NamedTuple):
@@ -25,16 +25,6 @@ class RecommenderOutput(NamedTuple):
     losses: dict[str, Tensor]  # unweighted
     enriched: EnrichmentOutput | None  # what the objective may contrast, and the report shows
     present: Tensor | None  # (B, L, M): where the enriched streams were observed
-
-
-class Recommender(Protocol):
-    """A model that the loop trains."""
-
-    items: ItemStreams
-
-    def __call__(
-        self, items: Tensor, valid: Tensor, catalogue: Streams | None = None
-    ) -> RecommenderOutput: ...
 
 
 class CAMMSR(nn.Module):

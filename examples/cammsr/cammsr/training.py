@@ -22,7 +22,7 @@ from torch import nn
 from cammsr.batches import target_loader, training_loader
 from cammsr.config import Config
 from cammsr.dataset import Dataset
-from cammsr.metrics import Ranks, evaluate, summarise, target_ranks
+from cammsr.metrics import evaluate
 from cammsr.module import MONITOR, RecommenderModule
 from cammsr.scoring import ModelScorer
 from cammsr.split import Split
@@ -41,7 +41,6 @@ class Trained:
     model: nn.Module
     validation: dict[str, float]
     test: dict[str, float]
-    test_ranks: Ranks
     seconds: float
     epochs: int
     best_epoch: int
@@ -86,13 +85,11 @@ def train(
     log = pl.read_csv(folder / "logs" / "csv" / "metrics.csv")
     curve = log[MONITOR].drop_nulls().to_list()
     scorer = ModelScorer(model.eval())
-    test = target_ranks(scorer, split.test, batch_size=RANKING_BATCH)
     return Trained(
         name=variant,
         model=model,
         validation=evaluate(scorer, split.validation, batch_size=RANKING_BATCH),
-        test=summarise(test),
-        test_ranks=test,
+        test=evaluate(scorer, split.test, batch_size=RANKING_BATCH),
         seconds=seconds,
         epochs=len(curve),
         best_epoch=int(best["epoch"]),
