@@ -1,7 +1,19 @@
 """Multimodal fusion on PyTorch: gates, experts, fusions, contrast; each tested by its formula."""
 
 from mmfuse import functional, types
-from mmfuse.experts import AttentiveMoE, AttentiveRouter, Experts
+from mmfuse.experts import (
+    AttentiveMoE,
+    AttentiveRouter,
+    ExpertChoiceRouter,
+    Experts,
+    HashRouter,
+    MixtureOfExperts,
+    NoisyTopKRouter,
+    SigmoidRouter,
+    SlotRouter,
+    SoftRouter,
+    TopKRouter,
+)
 from mmfuse.fusion import (
     CategoryGuidedMoE,
     ConcatFusion,
@@ -24,17 +36,25 @@ __all__ = [
     "CategoryGuidedMoE",
     "ConcatFusion",
     "DynamicTanh",
+    "ExpertChoiceRouter",
     "Experts",
     "FeatureTable",
     "GatedFusion",
+    "HashRouter",
     "InfoNCELoss",
     "LearnedStandIn",
+    "MixtureOfExperts",
     "ModalityDropout",
     "ModalityProjection",
     "ModalitySwapInfoNCE",
     "MultimodalEncoder",
+    "NoisyTopKRouter",
+    "SigmoidRouter",
+    "SlotRouter",
+    "SoftRouter",
     "SoftmaxGate",
     "SumFusion",
+    "TopKRouter",
     "WeightedFusion",
     "__version__",
     "functional",

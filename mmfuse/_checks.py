@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_at_most",
     "check_choice",
     "check_mask",
     "check_positive",
@@ -55,6 +56,13 @@ def check_probability(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value <= 1:
             raise ValueError(f"Expected 0 <= {name} <= 1, got {value}.")
+
+
+def check_at_most(limit_name: str, limit: float, **values: float) -> None:
+    """Demand that no named number is greater than another one."""
+    for name, value in values.items():
+        if value > limit:
+            raise ValueError(f"Expected {name} <= {limit_name} = {limit}, got {value}.")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -1,17 +1,42 @@
 """Every public function in one namespace."""
 
-from mmfuse.experts import attentive_routing
+from mmfuse.experts import (
+    attentive_routing,
+    combine_rows,
+    expert_rows,
+    gather_rows,
+    limit_capacity,
+    plan_dispatch,
+)
 from mmfuse.gating import category_discrepancy
 from mmfuse.layers import apply_where, mask_absent, masked_softmax, observed
-from mmfuse.losses import info_nce, swap_modalities
+from mmfuse.losses import (
+    cv_squared_loss,
+    expert_diversity_loss,
+    info_nce,
+    load_balance_loss,
+    router_entropy_loss,
+    router_z_loss,
+    swap_modalities,
+)
 
 __all__ = [
     "apply_where",
     "attentive_routing",
     "category_discrepancy",
+    "combine_rows",
+    "cv_squared_loss",
+    "expert_diversity_loss",
+    "expert_rows",
+    "gather_rows",
     "info_nce",
+    "limit_capacity",
+    "load_balance_loss",
     "mask_absent",
     "masked_softmax",
     "observed",
+    "plan_dispatch",
+    "router_entropy_loss",
+    "router_z_loss",
     "swap_modalities",
 ]

@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from torch import Tensor
 
 __all__ = [
+    "ChosenTokens",
     "Enrichment",
     "EnrichmentOutput",
     "Fusion",
@@ -21,6 +22,7 @@ __all__ = [
     "MixtureOutput",
     "Router",
     "RouterOutput",
+    "SoftSlots",
     "Streams",
     "TableOutput",
 ]
@@ -47,11 +49,31 @@ class GateOutput(NamedTuple):
     losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
 
 
+class ChosenTokens(NamedTuple):
+    """Tokens that experts picked for their slots."""
+
+    token_index: Tensor  #: ``(..., E, S)``, int64, positions along the sequence
+    token_weight: Tensor  #: ``(..., E, S)``, how much each counts; zero where a slot stays empty
+
+
+class SoftSlots(NamedTuple):
+    """Slots that hold mixtures of tokens."""
+
+    dispatch: Tensor  #: ``(..., L, E, S)``, how much of each token enters a slot
+    combine: Tensor  #: ``(..., L, E, S)``, how much of each slot a token gets back
+
+
 class RouterOutput(NamedTuple):
     """Which experts process a token, and how much each of them counts."""
 
-    expert_weight: Tensor  #: ``(..., E)``, one weight an expert
+    expert_weight: Tensor  #: ``(..., K)`` beside ``expert_index``, ``(..., E)`` without it
     losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+    #: ``(..., K)``, int64; -1 is nobody (padding, or dropped); ``None``: every expert takes part
+    expert_index: Tensor | None = None
+    router_logits: Tensor | None = None  #: ``(..., E)``, float32 at least
+    router_probs: Tensor | None = None  #: ``(..., E)``, float32 at least, zero at padding
+    #: where experts are fed by slots instead; ``expert_weight`` then says what came of it
+    slots: ChosenTokens | SoftSlots | None = None
 
 
 class MixtureOutput(NamedTuple):
@@ -90,9 +112,11 @@ class Gate(Protocol):
 
 @runtime_checkable
 class Router(Protocol):
-    """Weighs experts for every token: ``(..., D) -> (..., E)``."""
+    """Weighs experts for every token: ``(..., D) -> (..., E)``, or ``(..., K)`` of them."""
 
-    def __call__(self, x: Tensor, valid: Tensor | None = None) -> RouterOutput: ...
+    def __call__(
+        self, x: Tensor, valid: Tensor | None = None, context: Tensor | None = None
+    ) -> RouterOutput: ...
 
 
 @runtime_checkable

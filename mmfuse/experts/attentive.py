@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse._checks import check_at_most, check_mask, check_positive, check_shape
 from mmfuse._precision import at_least_float32, without_autocast
+from mmfuse._routing import choose
 from mmfuse.layers import mask_absent
 from mmfuse.types import RouterOutput
 
@@ -83,24 +84,29 @@ class AttentiveRouter(nn.Module):
 
     .. note::
         As printed, the weights are not normalised: they may be negative and need not sum to one.
-        ``normalize=True`` takes a softmax over the experts.
+        ``normalize=True`` takes a softmax over the experts. ``top_k`` is ours: it keeps the
+        weights that are largest in magnitude, before that softmax.
 
     Args:
         dim: Size :math:`D` of a token.
         num_experts: Number :math:`E` of experts.
         causal: Whether a position sees only itself and earlier ones.
         normalize: Whether the weights of a token sum to one.
+        top_k: How many experts each token keeps; ``None`` means all.
 
     Shape:
         - x: :math:`(\ldots, L, D)`
         - valid: :math:`(\ldots, L)`, boolean, false at padding
-        - expert_weight: :math:`(\ldots, L, E)`, zero at padding
+        - context: ignored; here so that routers can be exchanged
+        - expert_weight: :math:`(\ldots, L, E)`, zero at padding; with ``top_k``
+          :math:`(\ldots, L, K)` beside expert_index, -1 at padding
 
     Returns:
         :class:`~mmfuse.types.RouterOutput` without losses.
 
     Raises:
-        ValueError: If a size is not positive, or shapes disagree.
+        ValueError: If a size is not positive, ``top_k`` exceeds ``num_experts``, or shapes
+            disagree.
 
     Example:
         >>> router = AttentiveRouter(8, num_experts=4)
@@ -115,15 +121,20 @@ class AttentiveRouter(nn.Module):
         *,
         causal: bool = True,
         normalize: bool = False,
+        top_k: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, num_experts=num_experts)
+        check_positive(
+            dim=dim, num_experts=num_experts, top_k=num_experts if top_k is None else top_k
+        )
+        check_at_most("num_experts", num_experts, top_k=top_k or 1)
         self.dim = dim
         self.num_experts = num_experts
         self.causal = causal
         self.normalize = normalize
+        self.top_k = top_k
         self.weight = nn.Parameter(torch.empty(3, num_experts, dim, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -136,6 +147,7 @@ class AttentiveRouter(nn.Module):
         self,
         x: Tensor,  # (..., L, D)
         valid: Tensor | None = None,  # (..., L)
+        context: Tensor | None = None,
     ) -> RouterOutput:
         """Return expert weights; shapes are given in the class docstring."""
         check_shape("x", x, "L", self.dim)
@@ -146,13 +158,17 @@ class AttentiveRouter(nn.Module):
             joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
             query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
             weights = attentive_routing(query, key, value, valid, causal=self.causal)
+        index = None
+        if self.top_k is not None:
+            index = choose(weights.abs(), self.top_k, valid)
+            weights = weights.gather(-1, index if valid is None else index.clamp_min(0))
         if self.normalize:
             weights = torch.softmax(weights, dim=-1)
-            weights = mask_absent(weights, valid)
-        return RouterOutput(weights.to(x.dtype), {})
+        weights = mask_absent(weights, valid)
+        return RouterOutput(weights.to(x.dtype), {}, index)
 
     def extra_repr(self) -> str:
         return (
             f"dim={self.dim}, num_experts={self.num_experts}, causal={self.causal}, "
-            f"normalize={self.normalize}"
+            f"normalize={self.normalize}, top_k={self.top_k}"
         )

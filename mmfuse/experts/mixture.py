@@ -5,128 +5,143 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_positive, check_shape
-from mmfuse.experts.attentive import AttentiveRouter
+from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse.experts.dispatch import limit_capacity
 from mmfuse.experts.experts import Experts
-from mmfuse.layers import apply_where, mask_absent, observed
-from mmfuse.types import MixtureOutput, RouterOutput
+from mmfuse.layers import apply_where, mask_absent
+from mmfuse.types import ChosenTokens, MixtureOutput, Router, RouterOutput, SoftSlots
 
-__all__ = ["AttentiveMoE"]
+__all__ = ["MixtureOfExperts"]
 
 
-class AttentiveMoE(nn.Module):
-    r"""Attentive mixture of cross-modal experts (:cite:`xu2026cammsr`, Eq. 5-7).
+class MixtureOfExperts(nn.Module):
+    r"""A router and its experts (:cite:`shazeer2017moe`).
 
     .. math::
-        \hat{\mathbf{e}}_m = \sum_{k=1}^{E} g^m_k \,
-        \mathrm{Expert}^m_k([\mathbf{e}_1; \ldots; \mathbf{e}_M]), \qquad
-        \mathrm{Expert}(\mathbf{x}) =
-        \mathrm{GELU}(\mathbf{x} \mathbf{W}_1 + \mathbf{b}_1) \mathbf{W}_2 + \mathbf{b}_2
+        \mathbf{y} = \sum_{k \in \mathcal{K}(\mathbf{x})} g_k(\mathbf{x}) \,
+        \mathrm{Expert}_k(\mathbf{x}) \; [\, + \mathrm{Shared}(\mathbf{x}) \,]
 
-    Every modality has its own :class:`AttentiveRouter`, which sees that modality's sequence, and
-    its own :class:`Experts`, which read all modalities of one position. Experts compute at valid
-    positions only. An absent modality enters the experts as zeros and is not seen by its router;
-    its own stream stays zero.
+    Any router of :mod:`mmfuse.experts` fits: routers that choose, that weigh all, that let experts
+    choose, that fill slots. No choice is dropped unless ``capacity_factor`` says so: then an
+    expert takes at most :math:`\lceil c \, n K / E \rceil` of the choices of :math:`n` valid tokens
+    (:func:`~mmfuse.experts.limit_capacity`), and what it has no room for shows as -1 in
+    ``router.expert_index``. Padding costs no expert and gives zeros. A shared expert sees every
+    valid token (:cite:`dai2024deepseekmoe`).
 
     Args:
-        dim: Size :math:`D` of a modality embedding.
-        num_modalities: Number :math:`M` of modalities.
-        num_experts: Number :math:`E` of experts for each modality.
-        hidden_dim: Hidden width of one expert; ``None`` means :math:`4D`.
-        causal: Whether routers see only the own position and earlier ones.
-        normalize: Whether the expert weights sum to one; as printed they do not.
-        shared_experts: Whether the modalities share one bank of experts; each keeps its router.
+        router: A router.
+        experts: :class:`~mmfuse.experts.Experts`, as many as the router knows.
+        shared: Any module on :math:`(\ldots, D)` whose output is added, or ``None``.
+        capacity_factor: :math:`c > 0`; ``None`` means that nothing is dropped.
 
     Shape:
-        - x: :math:`(\ldots, L, M, D)`
-        - present: :math:`(\ldots, L, M)`, boolean, true where observed
-        - context: ignored; here so that blocks can be exchanged
-        - valid: :math:`(\ldots, L)`, boolean, false at padding
-        - output: :math:`(\ldots, L, M, D)`, zero at padding and where absent
-        - router.expert_weight: :math:`(\ldots, L, M, E)`
+        - x: :math:`(\ldots, D)`; :math:`(\ldots, L, D)` where the router looks along a sequence
+        - valid: :math:`(\ldots)`, boolean, false at padding
+        - context: what the router takes, such as categories
+        - output: :math:`(\ldots, O)`, zero at padding
 
     Returns:
-        :class:`~mmfuse.types.MixtureOutput` without losses.
+        :class:`~mmfuse.types.MixtureOutput` with the router's losses.
 
     Raises:
-        ValueError: If a size is not positive, or shapes disagree.
+        ValueError: If router and experts disagree about their number, ``capacity_factor`` is not
+            positive, or shapes disagree.
 
     Example:
-        >>> mixture = AttentiveMoE(8, num_modalities=3, num_experts=4)
-        >>> mixture(torch.randn(2, 5, 3, 8)).output.shape
-        torch.Size([2, 5, 3, 8])
+        >>> from mmfuse.experts import TopKRouter
+        >>> mixture = MixtureOfExperts(TopKRouter(8, 4, top_k=2), Experts(4, 8, 16))
+        >>> output, router, losses = mixture(torch.randn(3, 5, 8))
+        >>> output.shape, sorted(losses)
+        (torch.Size([3, 5, 8]), ['balance', 'z'])
     """
 
     def __init__(
         self,
-        dim: int,
-        num_modalities: int,
-        num_experts: int = 4,
+        router: Router,
+        experts: Experts,
+        shared: nn.Module | None = None,
         *,
-        hidden_dim: int | None = None,
-        causal: bool = True,
-        normalize: bool = False,
-        shared_experts: bool = False,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
+        capacity_factor: float | None = None,
     ) -> None:
         super().__init__()
-        hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-        check_positive(
-            dim=dim, num_modalities=num_modalities, num_experts=num_experts, hidden_dim=hidden_dim
-        )
-        self.dim = dim
-        self.num_modalities = num_modalities
-        self.shared_experts = shared_experts
-        self.routers = nn.ModuleList(
-            AttentiveRouter(
-                dim, num_experts, causal=causal, normalize=normalize, device=device, dtype=dtype
+        check_positive(capacity_factor=1.0 if capacity_factor is None else capacity_factor)
+        known = getattr(router, "num_experts", experts.num_experts)
+        if known != experts.num_experts:
+            raise ValueError(
+                f"Expected as many experts as the router's {known}, got {experts.num_experts}."
             )
-            for _ in range(num_modalities)
-        )
-        self.experts = nn.ModuleList(
-            Experts(num_experts, num_modalities * dim, hidden_dim, dim, device=device, dtype=dtype)
-            for _ in range(1 if shared_experts else num_modalities)
-        )
+        self.router = router
+        self.experts = experts
+        self.shared = shared
+        self.capacity_factor = capacity_factor
 
     def reset_parameters(self) -> None:
-        """Draw fresh routers and experts."""
-        for module in (*self.routers, *self.experts):
-            module.reset_parameters()
+        """Draw a fresh router, experts and shared expert."""
+        for part in (self.router, self.experts, *([] if self.shared is None else [self.shared])):
+            for module in part.modules():
+                if module is not self and callable(reset := getattr(module, "reset_parameters", 0)):
+                    reset()
 
     def forward(
         self,
-        x: Tensor,  # (..., L, M, D)
-        present: Tensor | None = None,  # (..., L, M)
+        x: Tensor,  # (..., D)
+        valid: Tensor | None = None,  # (...)
         context: Tensor | None = None,
-        *,
-        valid: Tensor | None = None,  # (..., L)
     ) -> MixtureOutput:
-        """Return what the experts add to each stream; shapes are given in the class docstring."""
-        check_shape("x", x, "L", self.num_modalities, self.dim)
-        seen = observed(x, present, valid)
-        x = mask_absent(x, seen)
-        masks = [None] * self.num_modalities if seen is None else seen.unbind(-1)
-        gates = torch.stack(
-            [
-                router(stream, mask).expert_weight
-                for router, stream, mask in zip(self.routers, x.unbind(-2), masks, strict=True)
-            ],
-            dim=-2,
-        )  # (..., L, M, E)
-        output = apply_where(self._mix, valid, x.flatten(-2), gates)
-        return MixtureOutput(mask_absent(output, seen), RouterOutput(gates, {}), {})
+        """Return the mixture of the experts; shapes are given in the class docstring."""
+        check_shape("x", x, self.experts.dim)
+        if valid is not None:
+            check_mask("valid", valid, x.shape[:-1])
+        x = mask_absent(x, valid)
+        routed = self._within_capacity(self.router(x, valid, context), valid)
+        if isinstance(routed.slots, ChosenTokens):
+            output = _process_chosen(self.experts, x, routed.slots)
+        elif isinstance(routed.slots, SoftSlots):
+            output = _process_soft(self.experts, x, routed.slots)
+        elif routed.expert_index is None:
+            output = apply_where(self.experts, valid, x, routed.expert_weight)
+        elif torch.compiler.is_compiling():  # the index already leaves padding out
+            output = self.experts(x, routed.expert_weight, routed.expert_index)
+        else:
+            choice = routed.expert_weight, routed.expert_index
+            output = apply_where(self.experts, valid, x, *choice)
+        if self.shared is not None:
+            output = output + apply_where(self.shared, valid, x)
+        return MixtureOutput(output, routed, dict(routed.losses))
 
     def extra_repr(self) -> str:
-        return f"num_modalities={self.num_modalities}, shared_experts={self.shared_experts}"
+        return f"capacity_factor={self.capacity_factor}"
 
-    def _mix(
-        self,
-        joint: Tensor,  # (..., M * D)
-        gates: Tensor,  # (..., M, E)
-    ) -> Tensor:  # (..., M, D)
-        if self.shared_experts:
-            shared: Tensor = self.experts[0](joint.unsqueeze(-2), gates)
-            return shared
-        banks = zip(self.experts, gates.unbind(-2), strict=True)
-        return torch.stack([experts(joint, gate) for experts, gate in banks], dim=-2)
+    def _within_capacity(self, routed: RouterOutput, valid: Tensor | None) -> RouterOutput:
+        index = routed.expert_index
+        if self.capacity_factor is None or index is None:
+            return routed
+        if valid is None:
+            tokens = torch.full((), index[..., 0].numel(), device=index.device)
+        else:
+            tokens = valid.sum()
+        experts = self.experts.num_experts
+        capacity = (self.capacity_factor * tokens.double() * index.shape[-1] / experts).ceil()
+        kept = limit_capacity(index, experts, capacity)
+        weight = torch.where(kept < 0, torch.zeros_like(routed.expert_weight), routed.expert_weight)
+        return routed._replace(expert_index=kept, expert_weight=weight)
+
+
+def _process_chosen(experts: Experts, x: Tensor, slots: ChosenTokens) -> Tensor:
+    """Each expert on the tokens that it picked, added up where a token was picked twice."""
+    lead, (length, dim) = x.shape[:-2], x.shape[-2:]
+    index = slots.token_index.flatten(-2).reshape(-1, slots.token_index.shape[-2:].numel())
+    first = torch.arange(len(index), device=x.device).unsqueeze(-1) * length
+    flat = (index + first).flatten()
+    picked = x.reshape(-1, dim).index_select(0, flat)
+    rows = experts.on_slots(picked.reshape(*slots.token_index.shape, dim))
+    rows = (rows * slots.token_weight.unsqueeze(-1)).reshape(len(flat), -1)
+    output = rows.new_zeros(len(index) * length, rows.shape[-1])
+    return output.index_add(0, flat, rows).reshape(*lead, length, -1)
+
+
+def _process_soft(experts: Experts, x: Tensor, slots: SoftSlots) -> Tensor:
+    """Each expert on mixtures of tokens, mixed back."""
+    mixed = torch.einsum("...les,...ld->...esd", slots.dispatch.to(x.dtype), x)
+    rows = experts.on_slots(mixed.to(x.dtype))
+    return torch.einsum("...les,...eso->...lo", slots.combine, rows).to(x.dtype)

@@ -1,0 +1,53 @@
+"""What routers and their losses share: scores, choices, counts."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mmfuse._precision import at_least_float32, without_autocast
+
+__all__ = ["choose", "count_choices", "linear_scores", "spread"]
+
+
+def linear_scores(
+    x: Tensor,  # (..., D)
+    weight: Tensor,  # (E, D)
+    bias: Tensor | None = None,  # (E,)
+) -> Tensor:  # (..., E)
+    """Scores of a linear router, in float32 at least, whatever autocast says."""
+    wide = at_least_float32(x)
+    with without_autocast(x.device):
+        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+
+
+def choose(
+    scores: Tensor,  # (..., E)
+    top_k: int,
+    valid: Tensor | None = None,  # (...)
+) -> Tensor:  # (..., K)
+    """The experts with the highest scores, best first; -1 where not valid."""
+    index = scores.topk(top_k, dim=-1).indices
+    return index if valid is None else index.masked_fill(~valid.unsqueeze(-1), -1)
+
+
+def spread(
+    values: Tensor,  # (..., K)
+    index: Tensor,  # (..., K)
+    num_experts: int,
+) -> Tensor:  # (..., E)
+    """Values side by side for every expert, zero where nobody chose it."""
+    slots = torch.where(index < 0, num_experts, index)
+    wide = values.new_zeros(*values.shape[:-1], num_experts + 1)
+    return wide.scatter_add(-1, slots, values)[..., :num_experts]
+
+
+def count_choices(
+    index: Tensor,  # (...)
+    num_experts: int,
+) -> Tensor:  # (E,)
+    """How often each expert was chosen, int64; -1 counts for nobody."""
+    flat = torch.where(index < 0, num_experts, index).flatten()
+    counts = flat.new_zeros(num_experts + 1)
+    return counts.scatter_add(0, flat, torch.ones_like(flat))[:num_experts]

@@ -1,0 +1,212 @@
+"""Tokens to experts and back: sort by expert, gather rows, combine what comes back."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmfuse._checks import check_positive, check_shape
+
+__all__ = ["DispatchPlan", "combine_rows", "gather_rows", "limit_capacity", "plan_dispatch"]
+
+
+class DispatchPlan(NamedTuple):
+    """Where the K choices of each of T tokens lie once they are sorted by expert."""
+
+    order: Tensor  #: ``(T * K,)``, int64: the choice at each sorted place, nobody's choices last
+    inverse: Tensor  #: ``(T * K,)``, int64: the sorted place of each choice
+    offsets: Tensor  #: ``(E,)``, int32: where the rows of each expert end
+
+
+def plan_dispatch(
+    expert_index: Tensor,  # (T, K)
+    num_experts: int,
+) -> DispatchPlan:
+    r"""Sort choices by expert, keeping the order of the tokens.
+
+    .. math::
+        \text{offsets}_e = \left| \{ (t, k) : 0 \le i_{tk} \le e \} \right|
+
+    Args:
+        expert_index: Chosen experts; -1 is nobody.
+        num_experts: Number :math:`E` of experts.
+
+    Shape:
+        - expert_index: :math:`(T, K)`
+        - output: see :class:`~mmfuse.experts.DispatchPlan`
+
+    Returns:
+        The plan, for :func:`gather_rows` and :func:`combine_rows`.
+
+    Raises:
+        ValueError: If the index has not two dimensions.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[1], [0], [-1], [1]]), num_experts=2)
+        >>> plan.order, plan.offsets
+        (tensor([1, 0, 3, 2]), tensor([1, 3], dtype=torch.int32))
+    """
+    check_shape("expert_index", expert_index, "T", "K", leading=False)
+    flat = expert_index.flatten()
+    key, order = torch.where(flat < 0, num_experts, flat).sort(stable=True)
+    experts = torch.arange(num_experts, device=flat.device, dtype=key.dtype)
+    offsets = torch.searchsorted(key, experts, right=True, out_int32=True)
+    places = torch.arange(len(flat), device=flat.device)
+    return DispatchPlan(order, torch.empty_like(order).scatter(0, order, places), offsets)
+
+
+def gather_rows(
+    x: Tensor,  # (T, D)
+    plan: DispatchPlan,
+) -> Tensor:  # (T * K, D)
+    r"""One row for every choice, sorted by expert.
+
+    .. math::
+        \mathbf{r}_a = \mathbf{x}_{\lfloor \text{order}_a / K \rfloor}
+
+    Args:
+        x: Tokens.
+        plan: From :func:`plan_dispatch`.
+
+    Shape:
+        - x: :math:`(T, D)`
+        - output: :math:`(T K, D)`
+
+    Returns:
+        The rows. Their gradients are gathered back, not scattered: no atomic additions.
+
+    Raises:
+        ValueError: If the number of tokens is not the plan's.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[1], [0]]), num_experts=2)
+        >>> gather_rows(torch.tensor([[1.0], [2.0]]), plan).flatten()
+        tensor([2., 1.])
+    """
+    check_shape("x", x, "T", "D", leading=False)
+    top_k = _top_k(x, plan)
+    rows: Tensor = _Gather.apply(x, plan.order, plan.inverse, top_k)
+    return rows
+
+
+def combine_rows(
+    rows: Tensor,  # (T * K, D)
+    expert_weight: Tensor,  # (T, K)
+    plan: DispatchPlan,
+) -> Tensor:  # (T, D)
+    r"""Sum the rows of each token, each with its weight.
+
+    .. math::
+        \mathbf{y}_t = \sum_k g_{tk} \, \mathbf{r}_{\text{inverse}_{tk}}
+
+    Args:
+        rows: What the experts made of the rows of :func:`gather_rows`.
+        expert_weight: Weight of each choice.
+        plan: From :func:`plan_dispatch`.
+
+    Shape:
+        - rows: :math:`(T K, D)`
+        - expert_weight: :math:`(T, K)`
+        - output: :math:`(T, D)`
+
+    Returns:
+        One vector a token.
+
+    Raises:
+        ValueError: If shapes disagree.
+
+    Example:
+        >>> plan = plan_dispatch(torch.tensor([[1, 0]]), num_experts=2)
+        >>> combine_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0, 1.0]]), plan)
+        tensor([[21.]])
+    """
+    check_shape("rows", rows, len(plan.order), "D", leading=False)
+    check_shape("expert_weight", expert_weight, "T", _top_k(expert_weight, plan), leading=False)
+    weighted = rows * expert_weight.flatten().index_select(0, plan.order).unsqueeze(-1)
+    back: Tensor = _Permute.apply(weighted, plan.inverse, plan.order)
+    return back.unflatten(0, expert_weight.shape).sum(1)
+
+
+def limit_capacity(
+    expert_index: Tensor,  # (..., K)
+    num_experts: int,
+    capacity: int | Tensor,
+) -> Tensor:  # (..., K)
+    r"""Drop the choices that an expert has no room for.
+
+    .. math::
+        i'_{tk} = \begin{cases} i_{tk} & \text{if fewer than } C
+        \text{ choices of } i_{tk} \text{ come before} \\ -1 & \text{otherwise} \end{cases}
+
+    First choices of all tokens come before all second choices; among equals the earlier token
+    does, as in :cite:`lepikhin2021gshard`.
+
+    Args:
+        expert_index: Chosen experts; -1 is nobody.
+        num_experts: Number :math:`E` of experts.
+        capacity: How many choices :math:`C` an expert takes.
+
+    Shape:
+        - expert_index, output: :math:`(\ldots, K)`
+
+    Returns:
+        The choices, -1 where dropped.
+
+    Raises:
+        ValueError: If the index has no dimension, or a number is not positive.
+
+    Example:
+        >>> limit_capacity(torch.tensor([[0, 1], [0, 1], [1, 0]]), num_experts=2, capacity=2)
+        tensor([[ 0,  1],
+                [ 0, -1],
+                [ 1, -1]])
+    """
+    check_shape("expert_index", expert_index, "K")
+    check_positive(num_experts=num_experts)
+    by_choice = expert_index.flatten(0, -2).mT  # (K, T)
+    plan = plan_dispatch(by_choice.reshape(-1, 1), num_experts)
+    starts = torch.cat([plan.offsets.new_zeros(1), plan.offsets])
+    flat = torch.where(by_choice < 0, num_experts, by_choice).flatten()
+    rank = plan.inverse - starts.index_select(0, flat)
+    kept = (rank < capacity).unflatten(0, by_choice.shape).mT.reshape(expert_index.shape)
+    return torch.where(kept, expert_index, -1)
+
+
+def _top_k(x: Tensor, plan: DispatchPlan) -> int:
+    tokens, choices = x.shape[0], len(plan.order)
+    if choices and (not tokens or choices % tokens):
+        raise ValueError(f"Expected tokens to divide the {choices} choices, got {tokens} tokens.")
+    return choices // tokens if tokens else 1
+
+
+class _Permute(torch.autograd.Function):
+    """``x[order]`` for a permutation: its gradient is ``grad[inverse]``, a selection as well."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
+        order, inverse = ctx.saved_tensors
+        return _Permute.apply(grad[0], inverse, order), None, None
+
+
+class _Gather(torch.autograd.Function):
+    """``x[order // K]``: its gradient selects and sums over K."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        ctx.top_k = top_k
+        return x.index_select(0, order if top_k == 1 else order // top_k)
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None, None]:
+        order, inverse = ctx.saved_tensors
+        back = _Permute.apply(grad[0], inverse, order)
+        tokens = len(order) // ctx.top_k
+        return back.unflatten(0, (tokens, ctx.top_k)).sum(1), None, None, None
