@@ -13,6 +13,7 @@ from torch import Tensor
 
 __all__ = [
     "ChosenTokens",
+    "DispatchPlan",
     "Enrichment",
     "EnrichmentOutput",
     "Fusion",
@@ -47,6 +48,14 @@ class GateOutput(NamedTuple):
 
     weights: Tensor  #: ``(..., M)``, zero where absent
     losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
+
+
+class DispatchPlan(NamedTuple):
+    """Where the K choices of each of T tokens lie once they are sorted by expert."""
+
+    order: Tensor  #: ``(T * K,)``, int64: the choice at each sorted place, nobody's choices last
+    inverse: Tensor  #: ``(T * K,)``, int64: the sorted place of each choice
+    offsets: Tensor  #: ``(E,)``, int32: where the rows of each expert end
 
 
 class ChosenTokens(NamedTuple):

@@ -1,10 +1,8 @@
 """Who processes a token: experts, routers, and the mixtures made of both."""
 
-from mmfuse.experts.activation import ACTIVATIONS, Activation
 from mmfuse.experts.attentive import AttentiveRouter, attentive_routing
 from mmfuse.experts.attentive_moe import AttentiveMoE
 from mmfuse.experts.dispatch import (
-    DispatchPlan,
     combine_rows,
     gather_rows,
     limit_capacity,
@@ -37,5 +35,4 @@ __all__ = [
     "gather_rows",
     "combine_rows",
     "limit_capacity",
-    "DispatchPlan",
 ]

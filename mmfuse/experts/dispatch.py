@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmfuse._checks import check_positive, check_shape
+from mmfuse.types import DispatchPlan
 
-__all__ = ["DispatchPlan", "combine_rows", "gather_rows", "limit_capacity", "plan_dispatch"]
-
-
-class DispatchPlan(NamedTuple):
-    """Where the K choices of each of T tokens lie once they are sorted by expert."""
-
-    order: Tensor  #: ``(T * K,)``, int64: the choice at each sorted place, nobody's choices last
-    inverse: Tensor  #: ``(T * K,)``, int64: the sorted place of each choice
-    offsets: Tensor  #: ``(E,)``, int32: where the rows of each expert end
+__all__ = ["combine_rows", "gather_rows", "limit_capacity", "plan_dispatch"]
 
 
 def plan_dispatch(
@@ -35,7 +28,7 @@ def plan_dispatch(
 
     Shape:
         - expert_index: :math:`(T, K)`
-        - output: see :class:`~mmfuse.experts.DispatchPlan`
+        - output: see :class:`~mmfuse.types.DispatchPlan`
 
     Returns:
         The plan, for :func:`gather_rows` and :func:`combine_rows`.
@@ -87,8 +80,7 @@ def gather_rows(
     """
     check_shape("x", x, "T", "D", leading=False)
     top_k = _top_k(x, plan)
-    rows: Tensor = _Gather.apply(x, plan.order, plan.inverse, top_k)
-    return rows
+    return _apply(_Gather, x, plan.order, plan.inverse, top_k)
 
 
 def combine_rows(
@@ -125,8 +117,8 @@ def combine_rows(
     check_shape("rows", rows, len(plan.order), "D", leading=False)
     check_shape("expert_weight", expert_weight, "T", _top_k(expert_weight, plan), leading=False)
     weighted = rows * expert_weight.flatten().index_select(0, plan.order).unsqueeze(-1)
-    back: Tensor = _Permute.apply(weighted, plan.inverse, plan.order)
-    return back.unflatten(0, expert_weight.shape).sum(1)
+    back = _apply(_Permute, weighted, plan.inverse, plan.order)
+    return back.reshape(*expert_weight.shape, -1).sum(1)
 
 
 def limit_capacity(
@@ -181,6 +173,11 @@ def _top_k(x: Tensor, plan: DispatchPlan) -> int:
     return choices // tokens if tokens else 1
 
 
+def _apply(function: Any, *inputs: Any) -> Tensor:
+    output: Tensor = function.apply(*inputs)  # torch does not annotate it
+    return output
+
+
 class _Permute(torch.autograd.Function):
     """``x[order]`` for a permutation: its gradient is ``grad[inverse]``, a selection as well."""
 
@@ -192,7 +189,7 @@ class _Permute(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
         order, inverse = ctx.saved_tensors
-        return _Permute.apply(grad[0], inverse, order), None, None
+        return _apply(_Permute, grad[0], inverse, order), None, None
 
 
 class _Gather(torch.autograd.Function):
@@ -207,6 +204,6 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None, None]:
         order, inverse = ctx.saved_tensors
-        back = _Permute.apply(grad[0], inverse, order)
+        back = _apply(_Permute, grad[0], inverse, order)
         tokens = len(order) // ctx.top_k
         return back.unflatten(0, (tokens, ctx.top_k)).sum(1), None, None, None

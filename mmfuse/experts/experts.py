@@ -8,10 +8,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mmfuse._activation import ACTIVATIONS
 from mmfuse._checks import check_choice, check_positive, check_shape
 from mmfuse._precision import without_autocast
 from mmfuse._routing import spread
-from mmfuse.experts.activation import ACTIVATIONS
 from mmfuse.experts.dispatch import combine_rows, gather_rows, plan_dispatch
 from mmfuse.experts.rows import expert_rows
 
@@ -163,7 +163,7 @@ class Experts(nn.Module):
             output = ACTIVATIONS[self.activation].forward(hidden) @ out_weight
             if out_bias is not None:
                 output = output + out_bias.unsqueeze(1)
-        output = output.unflatten(1, (x.shape[0], x.shape[2])).movedim(1, 0)
+        output = rearrange(output, "e (g s) o -> g e s o", g=x.shape[0], s=x.shape[2])
         return output.reshape(*lead, *output.shape[1:]).to(slots.dtype)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from mmfuse._checks import check_mask, check_positive, check_shape
 from mmfuse.experts.dispatch import limit_capacity
 from mmfuse.experts.experts import Experts
 from mmfuse.layers import apply_where, mask_absent
-from mmfuse.types import ChosenTokens, MixtureOutput, Router, RouterOutput, SoftSlots
+from mmfuse.types import ChosenTokens, MixtureOutput, RouterOutput, SoftSlots
 
 __all__ = ["MixtureOfExperts"]
 
@@ -29,7 +29,7 @@ class MixtureOfExperts(nn.Module):
     valid token (:cite:`dai2024deepseekmoe`).
 
     Args:
-        router: A router.
+        router: A :class:`~mmfuse.types.Router`.
         experts: :class:`~mmfuse.experts.Experts`, as many as the router knows.
         shared: Any module on :math:`(\ldots, D)` whose output is added, or ``None``.
         capacity_factor: :math:`c > 0`; ``None`` means that nothing is dropped.
@@ -57,7 +57,7 @@ class MixtureOfExperts(nn.Module):
 
     def __init__(
         self,
-        router: Router,
+        router: nn.Module,
         experts: Experts,
         shared: nn.Module | None = None,
         *,

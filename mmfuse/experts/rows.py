@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmfuse._activation import ACTIVATIONS
 from mmfuse._checks import check_choice, check_shape
-from mmfuse.experts.activation import ACTIVATIONS
 
 __all__ = ["expert_rows"]
 
 _ROWS_AT_ONCE = 2048  # hidden activations of so many rows stay in the cache between operations
 
 
-def expert_rows(
+def expert_rows(  # noqa: PLR0917 - the layers in their order, as in torch.nn.functional
     rows: Tensor,  # (A, D)
     offsets: Tensor,  # (E,)
     in_weight: Tensor,  # (E, D, F) or (E, D, 2F)
@@ -88,10 +88,17 @@ def expert_rows(
         check_shape("in_bias", in_bias, num_experts, wide, leading=False)
     if out_bias is not None:
         check_shape("out_bias", out_bias, num_experts, out_weight.shape[-1], leading=False)
-    weights = [
-        w if w is None else w.contiguous() for w in (in_weight, in_bias, out_weight, out_bias)
-    ]
-    output, _ = _forward(rows.contiguous(), offsets, *weights, activation, grouped)
+    output: Tensor
+    output, _ = _forward(
+        rows.contiguous(),
+        offsets,
+        in_weight.contiguous(),
+        in_bias,
+        out_weight.contiguous(),
+        out_bias,
+        activation,
+        grouped,
+    )
     return output
 
 
@@ -118,7 +125,7 @@ def _blocks(offsets: Tensor) -> Iterator[_Block]:
 
 
 @torch.library.custom_op("mmfuse::expert_rows", mutates_args=())
-def _forward(
+def _forward(  # noqa: PLR0917 - a registered operator takes everything by position
     rows: Tensor,
     offsets: Tensor,
     in_weight: Tensor,
@@ -141,7 +148,7 @@ def _forward(
 
 
 @torch.library.custom_op("mmfuse::expert_rows_backward", mutates_args=())
-def _backward(
+def _backward(  # noqa: PLR0917 - as above
     gradient: Tensor,
     hidden: Tensor,
     rows: Tensor,
@@ -178,7 +185,7 @@ def _(rows: Tensor, offsets: Tensor, in_weight: Tensor, *others: Any) -> tuple[T
 
 
 @_backward.register_fake
-def _empty_gradients(
+def _empty_gradients(  # noqa: PLR0917 - as above
     gradient: Tensor,
     hidden: Tensor,
     rows: Tensor,
@@ -233,8 +240,8 @@ def _linear(
         for part, w, out in zip(x.split(block.sizes), weight, y.split(block.sizes), strict=True):
             torch.mm(part, w, out=out)
     if bias is not None:
-        for out, b in zip(y.split(block.sizes), bias[block.experts], strict=True):
-            out += b
+        for part, b in zip(y.split(block.sizes), bias[block.experts], strict=True):
+            part.add_(b)
     return y
 
 

@@ -14,6 +14,8 @@ from mmfuse.types import RouterOutput
 
 __all__ = ["NoisyTopKRouter", "TopKRouter"]
 
+_LEAST_DEVIATION = 0.01
+
 
 class TopKRouter(nn.Module):
     r"""Send a token to its K most probable experts (:cite:`fedus2022switch,jiang2024mixtral`).
@@ -117,11 +119,12 @@ class NoisyTopKRouter(nn.Module):
 
     .. math::
         h_e = (\mathbf{W} \mathbf{x})_e + \varepsilon_e \sigma_e, \qquad
-        \boldsymbol{\sigma} = \operatorname{softplus}(\mathbf{W}_n \mathbf{x}), \qquad
+        \boldsymbol{\sigma} = \operatorname{softplus}(\mathbf{W}_n \mathbf{x}) + 0.01, \qquad
         \varepsilon_e \sim \mathcal{N}(0, 1), \qquad
         \mathbf{g} = \operatorname{softmax}(\operatorname{top}_K(\mathbf{h}))
 
-    The noise is drawn in training only. The load of an expert is smooth, so that it has a
+    The noise is drawn in training only; the 0.01 is the floor of the authors' code, without which
+    the load below has no finite gradient. The load of an expert is smooth, so that it has a
     gradient: the probability that the expert is among the K best when its own noise is drawn
     again,
 
@@ -193,7 +196,7 @@ class NoisyTopKRouter(nn.Module):
         """Return the chosen experts; shapes are given in the class docstring."""
         x = _tokens(x, self.dim, valid)
         clean = noisy = linear_scores(x, self.weight)
-        deviation = F.softplus(linear_scores(x, self.noise_weight))
+        deviation = F.softplus(linear_scores(x, self.noise_weight)) + _LEAST_DEVIATION
         if self.training:
             draw = torch.randn(
                 clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
@@ -236,4 +239,5 @@ def _chance_of_being_chosen(clean: Tensor, noisy: Tensor, deviation: Tensor, top
     best = noisy.topk(top_k + 1, dim=-1).values
     last_in, first_out = best[..., top_k - 1 : top_k], best[..., top_k:]
     threshold = torch.where(noisy >= last_in, first_out, last_in)
-    return torch.special.ndtr((clean - threshold) / deviation)
+    chance: Tensor = torch.special.ndtr((clean - threshold) / deviation)
+    return chance

@@ -36,15 +36,18 @@ class Activation(NamedTuple):
 
 
 def _gelu_derivative(gradient: Tensor, hidden: Tensor) -> Tensor:
-    return torch.ops.aten.gelu_backward(gradient, hidden)
+    result: Tensor = torch.ops.aten.gelu_backward(gradient, hidden)
+    return result
 
 
 def _relu_derivative(gradient: Tensor, hidden: Tensor) -> Tensor:
-    return torch.ops.aten.threshold_backward(gradient, hidden, 0)
+    result: Tensor = torch.ops.aten.threshold_backward(gradient, hidden, 0)
+    return result
 
 
 def _silu_derivative(gradient: Tensor, hidden: Tensor) -> Tensor:
-    return torch.ops.aten.silu_backward(gradient, hidden)
+    result: Tensor = torch.ops.aten.silu_backward(gradient, hidden)
+    return result
 
 
 #: By name: GELU, ReLU and SiLU, and their gated forms.
