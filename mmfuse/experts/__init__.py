@@ -12,6 +12,7 @@ from mmfuse.experts.expert_choice import ExpertChoiceRouter
 from mmfuse.experts.experts import Experts
 from mmfuse.experts.hash import HashRouter
 from mmfuse.experts.mixture import MixtureOfExperts
+from mmfuse.experts.parallel import ExpertParallel
 from mmfuse.experts.rows import expert_rows
 from mmfuse.experts.sigmoid import SigmoidRouter
 from mmfuse.experts.soft import SlotRouter, SoftRouter
@@ -30,6 +31,7 @@ __all__ = [
     "AttentiveRouter",
     "attentive_routing",
     "AttentiveMoE",
+    "ExpertParallel",
     "expert_rows",
     "plan_dispatch",
     "gather_rows",

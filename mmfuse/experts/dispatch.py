@@ -115,10 +115,12 @@ def combine_rows(
         tensor([[21.]])
     """
     check_shape("rows", rows, len(plan.order), "D", leading=False)
-    check_shape("expert_weight", expert_weight, "T", _top_k(expert_weight, plan), leading=False)
+    tokens = expert_weight.shape[0]
+    choices = len(plan.order) // tokens if tokens else "K"
+    check_shape("expert_weight", expert_weight, "T", choices, leading=False)
     weighted = rows * expert_weight.flatten().index_select(0, plan.order).unsqueeze(-1)
     back = _apply(_Permute, weighted, plan.inverse, plan.order)
-    return back.reshape(*expert_weight.shape, -1).sum(1)
+    return back.reshape(*expert_weight.shape, rows.shape[-1]).sum(1)
 
 
 def limit_capacity(

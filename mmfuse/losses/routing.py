@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmfuse._checks import check_mask, check_shape
-from mmfuse._precision import at_least_float32
+from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse._routing import count_choices
 
 __all__ = [
@@ -36,7 +36,7 @@ def load_balance_loss(
 
     Args:
         router_probs: Probabilities of the router.
-        expert_index: Chosen experts; -1 (nobody) counts for none.
+        expert_index: Chosen experts; -1 (nobody) is no choice, and :math:`T K` leaves it out too.
         valid: Boolean, true at real tokens; ``None`` means all.
 
     Shape:
@@ -101,7 +101,7 @@ def cv_squared_loss(
         >>> cv_squared_loss(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
         tensor(1.)
     """
-    total = _real(amount, valid).flatten(0, -2).sum(0)
+    total = _real(amount, valid).reshape(-1, amount.shape[-1]).sum(0)
     mean = total.mean()
     scale = torch.where(mean == 0, torch.ones_like(mean), mean)  # nothing given: no variation
     return (total / scale).var(unbiased=False)
@@ -209,9 +209,10 @@ def expert_diversity_loss(
     flat = weight.flatten(1).to(at_least_float32(weight))
     squares = flat.square().sum(-1, keepdim=True)
     unit = flat * torch.where(squares > 0, squares, torch.ones_like(squares)).rsqrt()
-    cosine = unit @ unit.mT
+    with without_autocast(unit.device):
+        cosine = unit @ unit.mT
     pairs = max(len(flat) * (len(flat) - 1), 1)
-    return (cosine.square().sum() - cosine.diagonal().square().sum()) / pairs
+    return 2 * cosine.triu(1).square().sum() / pairs
 
 
 def _real(values: Tensor, valid: Tensor | None) -> Tensor:

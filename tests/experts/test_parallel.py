@@ -1,0 +1,165 @@
+"""Tests for mmfuse.experts.parallel: two processes give one process's numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+from mmfuse import Experts, MixtureOfExperts, SigmoidRouter, TopKRouter
+from mmfuse.experts import ExpertParallel
+
+DIM = 4
+
+
+def work(rank: int, processes: int, folder: str, task: Callable[..., Any], *arguments: Any) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(f"{folder}/store", processes)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+    torch.save(task(rank, *arguments), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def together(folder: Path, processes: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What the task returns in each of several processes."""
+    given = (processes, str(folder), task, *arguments)
+    multiprocessing.spawn(work, given, nprocs=processes)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def mixture(num_experts: int, backend: str = "auto") -> MixtureOfExperts:
+    torch.manual_seed(0)
+    router = TopKRouter(DIM, num_experts, min(2, num_experts))
+    bank = Experts(num_experts, DIM, 3, 5, backend=backend)
+    for bias in (bank.in_bias, bank.out_bias):
+        nn.init.normal_(bias)
+    return MixtureOfExperts(router, bank).double()
+
+
+def tokens(sizes: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    torch.manual_seed(1)
+    parts = [torch.randn(size, DIM, dtype=torch.float64) for size in sizes]
+    goals = [torch.randn(size, 5, dtype=torch.float64) for size in sizes]
+    return parts, goals
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        assert gradient is not None, name
+        full = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+        found[name.replace("module.", "").replace("experts.experts.", "experts.")] = full
+    return found
+
+
+def one_process(num_experts: int, sizes: list[int]) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """The mean over the parts of what each part's loss asks for."""
+    model = mixture(num_experts)
+    outputs = [model(x).output for x in tokens(sizes)[0]]
+    goals = tokens(sizes)[1]
+    total = sum((y * goal).sum() for y, goal in zip(outputs, goals, strict=True)) / len(sizes)
+    total.backward()
+    return [y.detach() for y in outputs], gradients(model)
+
+
+# -- expert parallelism ----------------------------------------------------------------------------
+
+
+def parallel(rank: int, num_experts: int, sizes: list[int], backend: str) -> Any:
+    model = mixture(num_experts, backend)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model.experts = ExpertParallel(model.experts, mesh)
+    parts, goals = tokens(sizes)
+    y = model(parts[rank]).output
+    (y * goals[rank]).sum().backward()
+    shards = [tuple(p.to_local().shape) for p in model.experts.parameters()]
+    for parameter in model.router.parameters():
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= dist.get_world_size()
+    return y.detach(), gradients(model), shards
+
+
+@pytest.mark.parametrize(
+    ("num_experts", "sizes", "backend"),
+    [(4, [6, 6], "auto"), (5, [7, 0], "loop"), (3, [1, 9], "grouped"), (1, [4, 3], "auto")],
+    ids=["even", "a process without tokens", "uneven", "a process without experts"],
+)
+def test_two_processes_give_the_numbers_of_one(
+    tmp_path: Path, num_experts: int, sizes: list[int], backend: str
+) -> None:
+    outputs, wanted = one_process(num_experts, sizes)
+    results = together(tmp_path, 2, parallel, num_experts, sizes, backend)
+    for (output, found, shards), y in zip(results, outputs, strict=True):
+        torch.testing.assert_close(output, y)
+        torch.testing.assert_close(found, wanted)
+        assert all(shape[0] < max(num_experts, 2) for shape in shards)
+    held = [sum(shape[0] for shape in result[2]) for result in results]
+    assert sum(held) == 4 * num_experts
+
+
+# -- data parallelism ------------------------------------------------------------------------------
+
+
+def replicated(rank: int, sizes: list[int]) -> Any:
+    model = DistributedDataParallel(mixture(16))
+    parts, goals = tokens(sizes)
+    for _ in range(2):  # a second step fails where the first left a parameter unused
+        model.zero_grad()
+        (model(parts[rank]).output * goals[rank]).sum().backward()
+    return gradients(model)
+
+
+@pytest.mark.parametrize("sizes", [[40, 2], [3, 0]], ids=["idle experts", "no tokens"])
+def test_data_parallel_training_with_idle_experts(tmp_path: Path, sizes: list[int]) -> None:
+    _, wanted = one_process(16, sizes)
+    for found in together(tmp_path, 2, replicated, sizes):
+        torch.testing.assert_close(found, wanted)
+
+
+def balanced(rank: int) -> Tensor:
+    router = SigmoidRouter(DIM, 4, 1, bias_rate=0.25)
+    router.update_bias(torch.tensor([[0], [1]]) if rank == 0 else torch.tensor([[0], [-1]]))
+    return router.expert_bias
+
+
+def test_bias_sees_the_tokens_of_all_processes(tmp_path: Path) -> None:
+    for bias in together(tmp_path, 2, balanced):
+        assert bias.tolist() == [-0.25, -0.25, 0.25, 0.25]
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone() -> Any:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def test_needs_an_index(alone: Any) -> None:
+    experts = ExpertParallel(Experts(2, 3, 4), alone)
+    with pytest.raises(ValueError, match=r"Expected expert_index of shape \(\.\.\., K\), got None"):
+        experts(torch.zeros(5, 3), torch.zeros(5, 2))
+
+
+def test_needs_a_mesh_of_one_dimension(alone: Any) -> None:
+    mesh = init_device_mesh("cpu", (1, 1))
+    with pytest.raises(ValueError, match=r"Expected a mesh of one dimension, got 2 dimensions\."):
+        ExpertParallel(Experts(2, 3, 4), mesh)
+
+
+def test_reset_draws_the_shards_afresh(alone: Any) -> None:
+    experts = ExpertParallel(Experts(2, 3, 4), alone)
+    before = experts.experts.in_weight.full_tensor().clone()
+    experts.reset_parameters()
+    assert not torch.equal(experts.experts.in_weight.full_tensor(), before)
