@@ -28,7 +28,8 @@ LIBRARY = ROOT / "mmfuse"
 
 #: Rooms, floor by floor. A module imports from lower floors and from its own room, nothing else.
 FLOORS = (
-    ("types", "_checks", "_precision", "_routing"),
+    ("types", "_activation", "_checks", "_precision"),
+    ("_routing",),
     ("losses", "layers"),
     ("projection", "gating", "experts", "graph"),
     ("fusion",),

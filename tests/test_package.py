@@ -151,4 +151,4 @@ def test_outputs_are_trees_that_torch_can_walk():
     leaves, structure = torch.utils._pytree.tree_flatten(output)
     rebuilt = torch.utils._pytree.tree_unflatten(leaves, structure)
     assert type(rebuilt) is types.EnrichmentOutput
-    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    assert all(leaf is None or isinstance(leaf, torch.Tensor) for leaf in leaves)

@@ -15,6 +15,8 @@ from mmfuse.types import ChosenTokens, RouterOutput
 
 __all__ = ["ExpertChoiceRouter"]
 
+_ROUNDING = 1e-9  # 1.1 * 50 / 11 is five, not a little more
+
 
 class ExpertChoiceRouter(nn.Module):
     r"""Let every expert pick its tokens (:cite:`zhou2022expertchoice`).
@@ -92,13 +94,14 @@ class ExpertChoiceRouter(nn.Module):
         logits = linear_scores(mask_absent(x, valid), self.weight)
         probs = mask_absent(torch.softmax(logits, dim=-1), valid)
         length = x.shape[-2]
-        slots = min(math.ceil(self.capacity_factor * length / self.num_experts), length)
+        slots = min(math.ceil(self.capacity_factor * length / self.num_experts - _ROUNDING), length)
         scores = probs.mT if valid is None else probs.mT.masked_fill(~valid.unsqueeze(-2), -1)
         index = scores.topk(slots, dim=-1).indices
         weight = probs.mT.gather(-1, index)
         if valid is not None:
             real = valid.sum(-1).double()
-            filled = (self.capacity_factor * real / self.num_experts).ceil()[..., None, None]
+            filled = (self.capacity_factor * real / self.num_experts - _ROUNDING).ceil()
+            filled = filled[..., None, None]
             rank = torch.arange(slots, device=x.device)
             weight = torch.where(rank < filled, weight, weight.new_zeros(()))
         wide = torch.zeros_like(probs.mT).scatter(-1, index, weight).mT

@@ -21,8 +21,8 @@ class HashRouter(nn.Module):
         \mathcal{K}(x) = \left\{ h_1(c_x), \ldots, h_K(c_x) \right\}, \qquad g_k = \frac{1}{K}
 
     where :math:`c_x` is the category of the token and the :math:`h_k` are fixed, drawn once, and
-    never the same expert twice for one category. Unknown categories (-100) share one hash of their
-    own. The experts are spread evenly over the categories, or, with ``counts``, over the tokens:
+    never the same expert twice for one category. Unknown categories (-100, or any negative number)
+    share one hash of their own. The experts are spread evenly over the categories, or, with ``counts``, over the tokens:
     categories in order of frequency go to the experts with the least load so far (the paper's
     balanced assignment).
 
@@ -94,7 +94,8 @@ class HashRouter(nn.Module):
         if valid is not None:
             check_mask("valid", valid, x.shape[:-1])
             context = context.masked_fill(~valid, -100)
-        index = self.table[torch.where(context == -100, self.num_categories, context)]
+        known = self.table[: self.num_categories][context.clamp_min(0)]
+        index = torch.where(context.unsqueeze(-1) < 0, self.table[self.num_categories], known)
         weight = x.new_full(index.shape, 1 / self.top_k)
         if valid is not None:
             index = index.masked_fill(~valid.unsqueeze(-1), -1)

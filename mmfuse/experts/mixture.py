@@ -121,7 +121,8 @@ class MixtureOfExperts(nn.Module):
         else:
             tokens = valid.sum()
         experts = self.experts.num_experts
-        capacity = (self.capacity_factor * tokens.double() * index.shape[-1] / experts).ceil()
+        share = self.capacity_factor * tokens.double() * index.shape[-1] / experts
+        capacity = (share - 1e-9).ceil()  # a whole share is not rounded up
         kept = limit_capacity(index, experts, capacity)
         weight = torch.where(kept < 0, torch.zeros_like(routed.expert_weight), routed.expert_weight)
         return routed._replace(expert_index=kept, expert_weight=weight)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, distributed, nn
 
@@ -23,7 +25,7 @@ class SigmoidRouter(nn.Module):
         g_k = \frac{s_k}{\sum_{j \in \mathcal{K}} s_j}
 
     The bias :math:`\mathbf{b}` decides who is chosen and never how much a choice counts. It has no
-    gradient. :meth:`update_bias`, called after a training step, moves it by a fixed step towards
+    gradient, and stays in float32 at least. :meth:`update_bias`, called after a training step, moves it by a fixed step towards
     an even load:
 
     .. math::
@@ -115,6 +117,14 @@ class SigmoidRouter(nn.Module):
         }
         weight = mask_absent(weight, valid).to(x.dtype)
         return RouterOutput(weight, losses, index, logits, probs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SigmoidRouter:
+        """Move and cast, but keep the bias in float32: half precision swallows its small steps."""
+        bias = self.expert_bias
+        super()._apply(fn, recurse)
+        if self.expert_bias.dtype in (torch.float16, torch.bfloat16):
+            self.expert_bias = bias.to(self.expert_bias.device)
+        return self
 
     @torch.no_grad()
     def update_bias(self, expert_index: Tensor) -> None:

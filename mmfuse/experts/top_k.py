@@ -181,7 +181,7 @@ class NoisyTopKRouter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights (Xavier); the noise starts with the deviation log 2."""
+        """Draw fresh weights (Xavier); the noise starts with the deviation log 2 + 0.01."""
         nn.init.xavier_uniform_(self.weight)
         nn.init.zeros_(self.noise_weight)
 

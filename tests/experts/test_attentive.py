@@ -69,9 +69,10 @@ def naive_router(router: AttentiveRouter, x: Tensor, valid: Tensor) -> Tensor:
 @given(routers())
 def test_matches_naive(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
     router, x, valid = case
-    weight, losses = router(x, valid)
-    torch.testing.assert_close(weight, naive_router(router, x, valid))
-    assert losses == {}
+    routed = router(x, valid)
+    torch.testing.assert_close(routed.expert_weight, naive_router(router, x, valid))
+    assert routed.losses == {}
+    assert routed.expert_index is None
 
 
 # -- properties ------------------------------------------------------------------------------------
@@ -176,6 +177,62 @@ def test_is_a_router() -> None:
     assert isinstance(AttentiveRouter(3, 4), Router)
 
 
+# -- a few experts for each token ------------------------------------------------------------------
+
+
+def wide(weight: Tensor, index: Tensor, num_experts: int) -> Tensor:
+    """Side by side, zero where not chosen."""
+    y = weight.new_zeros(*weight.shape[:-1], num_experts)
+    for place in places(weight.shape):
+        if index[place] >= 0:
+            y[place[:-1]][index[place]] += weight[place]
+    return y
+
+
+@few
+@given(routers(normalize=False), st.data())
+def test_top_k_keeps_the_weights_that_are_largest_in_magnitude(
+    case: tuple[AttentiveRouter, Tensor, Tensor], data: st.DataObject
+) -> None:
+    router, x, valid = case
+    dense = router(x, valid).expert_weight
+    router.top_k = top_k = data.draw(st.integers(1, router.num_experts))
+    weight, _, index, *_ = router(x, valid)
+    kept = dense.abs().sort(-1, descending=True).values[..., top_k - 1 : top_k]
+    wanted = torch.where(dense.abs() >= kept, dense, 0.0)
+    torch.testing.assert_close(wide(weight, index, router.num_experts), wanted)
+    assert_same(index < 0, ~valid.unsqueeze(-1).expand_as(index))
+
+
+@few
+@given(routers(), st.booleans())
+def test_keeping_all_experts_is_keeping_the_weights(
+    case: tuple[AttentiveRouter, Tensor, Tensor], normalize: bool
+) -> None:
+    router, x, valid = case
+    router.normalize = normalize
+    dense = router(x, valid).expert_weight
+    router.top_k = router.num_experts
+    weight, _, index, *_ = router(x, valid)
+    torch.testing.assert_close(wide(weight, index, router.num_experts), dense)
+
+
+@few
+@given(routers(normalize=True))
+def test_the_kept_weights_are_normalized_among_themselves(
+    case: tuple[AttentiveRouter, Tensor, Tensor],
+) -> None:
+    router, x, valid = case
+    router.normalize = False
+    raw = router(x, valid).expert_weight
+    router.normalize, router.top_k = True, min(2, router.num_experts)
+    weight, _, index, *_ = router(x, valid)
+    for place in places(valid.shape):
+        got = weight[place].tolist()
+        picked = raw[place][index[place]].tolist()
+        assert got == pytest.approx(softmax(picked) if valid[place] else [0.0] * len(got))
+
+
 # -- gradients and contract ------------------------------------------------------------------------
 
 VALID = torch.tensor([[False, True, True], [False, False, False], [True, True, False]])
@@ -188,9 +245,9 @@ def test_gradcheck(arguments: dict[str, bool]) -> None:
     assert torch.autograd.gradcheck(lambda x, _: router(x, VALID)[0], (x, router.weight))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"causal": False}, {"normalize": True}])
+@pytest.mark.parametrize("arguments", [{}, {"causal": False}, {"normalize": True, "top_k": 2}])
 @pytest.mark.parametrize("valid", [None, VALID], ids=["full", "padded"])
-def test_contract(arguments: dict[str, bool], valid: Tensor | None) -> None:
+def test_contract(arguments: dict[str, Any], valid: Tensor | None) -> None:
     x = torch.randn(3, 3, 4)
     x = x if valid is None else with_nan(x, valid)
     assert_block_contract(AttentiveRouter(4, 2, **arguments), x, valid)
@@ -209,6 +266,8 @@ def test_parameters_have_the_wanted_dtype_and_device() -> None:
     [
         ({"dim": 0}, r"Expected dim > 0, got 0\."),
         ({"num_experts": -1}, r"Expected num_experts > 0, got -1\."),
+        ({"top_k": 0}, r"Expected top_k > 0, got 0\."),
+        ({"top_k": 4}, r"Expected top_k <= num_experts = 3, got 4\."),
     ],
 )
 def test_rejects_bad_hyperparameters(arguments: dict[str, int], message: str) -> None:
@@ -248,7 +307,7 @@ def test_function_rejects_what_does_not_fit(changed: dict[str, Any], message: st
 
 
 def test_repr() -> None:
-    wanted = "AttentiveRouter(dim=2, num_experts=3, causal=False, normalize=False)"
+    wanted = "AttentiveRouter(dim=2, num_experts=3, causal=False, normalize=False, top_k=None)"
     assert str(AttentiveRouter(2, 3, causal=False)) == wanted
 
 

@@ -1,4 +1,4 @@
-"""Tests for mmfuse.experts.mixture."""
+"""Tests for mmfuse.experts.attentive_moe."""
 
 from __future__ import annotations
 
@@ -178,6 +178,40 @@ def test_none_means_everything_is_seen(mixture_and_case: Mixture) -> None:
     )
 
 
+@few
+@given(mixtures(normalize=False), st.data())
+def test_a_few_experts_are_all_experts_with_the_other_weights_zero(
+    mixture_and_case: Mixture, data: st.DataObject
+) -> None:
+    mixture, (x, present, valid) = mixture_and_case
+    num_experts = mixture.experts[0].num_experts
+    top_k = data.draw(st.integers(1, num_experts))
+    seen = present & valid.unsqueeze(-1)
+    banks = list(mixture.experts) * (mixture.num_modalities if mixture.shared_experts else 1)
+    joint = (x * seen.unsqueeze(-1)).flatten(-2)
+    gates = mixture(x, present, valid=valid).router.expert_weight
+    kept = gates.abs().sort(-1, descending=True).values[..., top_k - 1 : top_k]
+    gates = torch.where(gates.abs() >= kept, gates, 0.0)
+    streams = [bank(joint, gates[..., m, :]) for m, bank in enumerate(banks)]
+    for router in mixture.routers:
+        router.top_k = top_k
+    output, routed, _ = mixture(x, present, valid=valid)
+    torch.testing.assert_close(output, torch.stack(streams, -2) * seen.unsqueeze(-1))
+    assert routed.expert_index.shape == (*seen.shape, top_k)
+    assert_same(routed.expert_index < 0, ~seen.unsqueeze(-1).expand(*seen.shape, top_k))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"shared_experts": True, "normalize": True}])
+def test_choosing_all_experts_is_choosing_none(arguments: dict[str, bool]) -> None:
+    dense = AttentiveMoE(4, 2, 3, **arguments)
+    sparse = AttentiveMoE(4, 2, 3, top_k=3, **arguments)
+    sparse.load_state_dict(dense.state_dict())
+    x = torch.randn(2, 3, 2, 4)
+    for masks in ({}, {"present": PRESENT, "valid": VALID}):
+        wanted = dense(x, **masks).output
+        torch.testing.assert_close(sparse(x, **masks).output, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_experts_compute_at_valid_positions_only() -> None:
     mixture, rows = AttentiveMoE(2, 3), []
     mixture.experts[0].register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
@@ -242,6 +276,8 @@ def test_gradcheck(shared: bool) -> None:
     [
         ({}, None, None),
         ({"shared_experts": True, "normalize": True, "causal": False}, PRESENT, VALID),
+        ({"top_k": 2}, PRESENT, VALID),
+        ({"top_k": 1, "shared_experts": True}, None, VALID),
     ],
 )
 def test_contract(arguments: dict[str, Any], present: Tensor | None, valid: Tensor | None) -> None:
@@ -279,5 +315,5 @@ def test_rejects_inputs_that_do_not_fit(
 def test_repr() -> None:
     text = str(AttentiveMoE(2, 3, 4, shared_experts=True))
     assert text.startswith("AttentiveMoE(\n  num_modalities=3, shared_experts=True\n")
-    assert "(0-2): 3 x AttentiveRouter(dim=2, num_experts=4, causal=True, normalize=False)" in text
+    assert "(0-2): 3 x AttentiveRouter(dim=2, num_experts=4, causal=True, normalize=False, " in text
     assert "(0): Experts(num_experts=4, dim=6, hidden_dim=8, out_dim=2" in text

@@ -1,0 +1,85 @@
+"""Tests for mmfuse._routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmfuse._routing import choose, count_choices, linear_scores, spread
+from tests.outcomes import assert_same, places
+from tests.strategies import leads, seeds, sizes
+
+many = settings(max_examples=50)
+
+
+@many
+@given(leads(), sizes, sizes, st.booleans(), seeds)
+def test_scores_match_naive_products(
+    lead: tuple[int, ...], dim: int, experts: int, biased: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, weight = torch.randn(*lead, dim).double(), torch.randn(experts, dim).double()
+    bias = torch.randn(experts).double() if biased else None
+    scores = linear_scores(x, weight, bias)
+    for row in places(lead):
+        for e in range(experts):
+            wanted = sum(float(x[row][d] * weight[e, d]) for d in range(dim))
+            wanted += float(bias[e]) if biased else 0.0
+            assert float(scores[row][e]) == pytest.approx(wanted, abs=1e-12)
+
+
+@many
+@given(leads(), sizes, st.data(), seeds)
+def test_choice_matches_naive_sorting(
+    lead: tuple[int, ...], experts: int, data: st.DataObject, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    top_k = data.draw(st.integers(1, experts))
+    scores, valid = torch.randn(*lead, experts), torch.rand(lead) < 0.7
+    index = choose(scores, top_k, valid)
+    assert_same(choose(scores, top_k)[valid], index[valid])
+    for row in places(lead):
+        best = sorted(range(experts), key=lambda e: -float(scores[row][e]))[:top_k]
+        assert index[row].tolist() == (best if valid[row] else [-1] * top_k)
+
+
+@many
+@given(leads(), sizes, st.data(), seeds)
+def test_spreading_and_counting_match_naive_loops(
+    lead: tuple[int, ...], experts: int, data: st.DataObject, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    top_k = data.draw(st.integers(1, experts))
+    values, valid = torch.randn(*lead, top_k), torch.rand(lead) < 0.7
+    index = choose(torch.randn(*lead, experts), top_k, valid)
+    wide, counts = torch.zeros(*lead, experts), [0] * experts
+    for place in places(index.shape):
+        expert = int(index[place])
+        if expert >= 0:
+            wide[*place[:-1], expert] += values[place]
+            counts[expert] += 1
+    assert_same(spread(values, index, experts), wide)
+    assert_same(count_choices(index, experts), torch.tensor(counts))
+
+
+def test_nobody_spreads_nothing_and_gets_no_gradient() -> None:
+    values = torch.ones(2, 2, requires_grad=True)
+    index = torch.tensor([[1, -1], [-1, -1]])
+    wide = spread(values, index, 3)
+    assert_same(wide.detach(), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    wide.sum().backward()
+    assert_same(values.grad, torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
+
+
+def test_scores_of_bfloat16_are_those_of_float32_even_in_autocast() -> None:
+    x, weight, bias = torch.randn(5, 8).bfloat16(), torch.randn(3, 8).bfloat16(), torch.randn(3)
+    wanted = linear_scores(x.float(), weight.float(), bias)
+    assert_same(linear_scores(x, weight, bias), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_same(linear_scores(x, weight, bias), wanted)
+
+
+def test_no_tokens_count_for_nobody() -> None:
+    assert_same(count_choices(torch.zeros(0, 2, dtype=torch.int64), 3), torch.tensor([0, 0, 0]))
