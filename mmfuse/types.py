@@ -54,7 +54,7 @@ class DispatchPlan(NamedTuple):
     """Where the K choices of each of T tokens lie once they are sorted by expert."""
 
     order: Tensor  #: ``(T * K,)``, int64: the choice at each sorted place, nobody's choices last
-    inverse: Tensor  #: ``(T * K,)``, int64: the sorted place of each choice
+    inverse: Tensor  #: ``(T, K)``, int64: the sorted place of each choice
     offsets: Tensor  #: ``(E,)``, int32: where the rows of each expert end
 
 

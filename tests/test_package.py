@@ -18,9 +18,16 @@ from mmfuse import (
     CategoryGuidedGate,
     CategoryGuidedMoE,
     ConcatFusion,
+    ExpertChoiceRouter,
     GatedFusion,
+    HashRouter,
+    NoisyTopKRouter,
+    SigmoidRouter,
+    SlotRouter,
     SoftmaxGate,
+    SoftRouter,
     SumFusion,
+    TopKRouter,
     WeightedFusion,
     types,
 )
@@ -111,7 +118,16 @@ def test_missing_parts_are_noticed():
 # -- protocols ------------------------------------------------------------------------------------
 
 GATES = (SoftmaxGate(4), CategoryGuidedGate(4, 2, 5))
-ROUTERS = (AttentiveRouter(4, 3),)
+ROUTERS = (
+    AttentiveRouter(4, 3),
+    TopKRouter(4, 3),
+    NoisyTopKRouter(4, 3),
+    SigmoidRouter(4, 3),
+    SoftRouter(4, 3),
+    SlotRouter(4, 3),
+    ExpertChoiceRouter(4, 3),
+    HashRouter(4, 3),
+)
 ENRICHMENTS = (CategoryGuidedMoE(4, 2, 5, 2),)
 FUSIONS = (SumFusion(4, 2), ConcatFusion(4, 2), GatedFusion(4, 2), WeightedFusion(GATES[0]))
 PROMISES = [
@@ -138,7 +154,8 @@ def test_block_returns_what_its_protocol_promises(block: nn.Module, protocol: ty
     promised = get_type_hints(protocol.__call__)["return"]
     assert get_type_hints(block.forward)["return"] is promised
     x = torch.randn(3, 5, 4) if protocol is Router else torch.randn(3, 5, 2, 4)
-    assert type(block(x)) is promised
+    categories = torch.zeros(3, 5, dtype=torch.int64)  # which only a hash cannot do without
+    assert type(block(x, None, categories)) is promised
 
 
 def test_what_is_no_block_satisfies_no_protocol():

@@ -46,8 +46,9 @@ def plan_dispatch(
     key, order = torch.where(flat < 0, num_experts, flat).sort(stable=True)
     experts = torch.arange(num_experts, device=flat.device, dtype=key.dtype)
     offsets = torch.searchsorted(key, experts, right=True, out_int32=True)
-    places = torch.arange(len(flat), device=flat.device)
-    return DispatchPlan(order, torch.empty_like(order).scatter(0, order, places), offsets)
+    places = torch.arange(flat.shape[0], device=flat.device)
+    inverse = torch.empty_like(order).scatter(0, order, places)
+    return DispatchPlan(order, inverse.reshape(expert_index.shape), offsets)
 
 
 def gather_rows(
@@ -78,9 +79,10 @@ def gather_rows(
         >>> gather_rows(torch.tensor([[1.0], [2.0]]), plan).flatten()
         tensor([2., 1.])
     """
-    check_shape("x", x, "T", "D", leading=False)
-    top_k = _top_k(x, plan)
-    return _apply(_Gather, x, plan.order, plan.inverse, top_k)
+    tokens, top_k = plan.inverse.shape
+    check_shape("x", x, tokens, "D", leading=False)
+    rows: Tensor = _select(x, plan.order, plan.inverse.flatten(), top_k)
+    return rows
 
 
 def combine_rows(
@@ -114,13 +116,11 @@ def combine_rows(
         >>> combine_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([[10.0, 1.0]]), plan)
         tensor([[21.]])
     """
-    check_shape("rows", rows, len(plan.order), "D", leading=False)
-    tokens = expert_weight.shape[0]
-    choices = len(plan.order) // tokens if tokens else "K"
-    check_shape("expert_weight", expert_weight, "T", choices, leading=False)
+    check_shape("rows", rows, plan.order.shape[0], "D", leading=False)
+    check_shape("expert_weight", expert_weight, *plan.inverse.shape, leading=False)
     weighted = rows * expert_weight.flatten().index_select(0, plan.order).unsqueeze(-1)
-    back = _apply(_Permute, weighted, plan.inverse, plan.order)
-    return back.reshape(*expert_weight.shape, rows.shape[-1]).sum(1)
+    back: Tensor = _select(weighted, plan.inverse.flatten(), plan.order, 1)
+    return back.reshape(*plan.inverse.shape, rows.shape[1]).sum(1)
 
 
 def limit_capacity(
@@ -159,53 +159,36 @@ def limit_capacity(
     """
     check_shape("expert_index", expert_index, "K")
     check_positive(num_experts=num_experts)
-    by_choice = expert_index.flatten(0, -2).mT  # (K, T)
+    by_choice = expert_index.reshape(-1, expert_index.shape[-1]).mT  # (K, T)
     plan = plan_dispatch(by_choice.reshape(-1, 1), num_experts)
     starts = torch.cat([plan.offsets.new_zeros(1), plan.offsets])
     flat = torch.where(by_choice < 0, num_experts, by_choice).flatten()
-    rank = plan.inverse - starts.index_select(0, flat)
+    rank = plan.inverse.flatten() - starts.index_select(0, flat)
     kept = (rank < capacity).unflatten(0, by_choice.shape).mT.reshape(expert_index.shape)
     return torch.where(kept, expert_index, -1)
 
 
-def _top_k(x: Tensor, plan: DispatchPlan) -> int:
-    tokens, choices = x.shape[0], len(plan.order)
-    if choices and (not tokens or choices % tokens):
-        raise ValueError(f"Expected tokens to divide the {choices} choices, got {tokens} tokens.")
-    return choices // tokens if tokens else 1
+@torch.library.custom_op("mmfuse::select_rows", mutates_args=())
+def _select(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+    """``x[order // top_k]``; its gradient selects by the inverse and sums: nothing is scattered."""
+    return x.index_select(0, order if top_k == 1 else order // top_k)
 
 
-def _apply(function: Any, *inputs: Any) -> Tensor:
-    output: Tensor = function.apply(*inputs)  # torch does not annotate it
-    return output
+@_select.register_fake
+def _(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+    return x.new_empty(order.shape[0], x.shape[1])
 
 
-class _Permute(torch.autograd.Function):
-    """``x[order]`` for a permutation: its gradient is ``grad[inverse]``, a selection as well."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return x.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None]:
-        order, inverse = ctx.saved_tensors
-        return _apply(_Permute, grad[0], inverse, order), None, None
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, order, inverse, ctx.top_k = inputs
+    ctx.save_for_backward(order, inverse)
 
 
-class _Gather(torch.autograd.Function):
-    """``x[order // K]``: its gradient selects and sums over K."""
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    order, inverse = ctx.saved_tensors
+    back: Tensor = _select(gradient.contiguous(), inverse, order, 1)
+    tokens = order.shape[0] // ctx.top_k
+    return back.reshape(tokens, ctx.top_k, back.shape[1]).sum(1), None, None, None
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        ctx.top_k = top_k
-        return x.index_select(0, order if top_k == 1 else order // top_k)
 
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor, None, None, None]:
-        order, inverse = ctx.saved_tensors
-        back = _apply(_Permute, grad[0], inverse, order)
-        tokens = len(order) // ctx.top_k
-        return back.unflatten(0, (tokens, ctx.top_k)).sum(1), None, None, None
+_select.register_autograd(_gradient, setup_context=_setup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -155,7 +156,7 @@ class Experts(nn.Module):
         check_shape("slots", slots, self.num_experts, "S", self.dim)
         lead = slots.shape[:-3]
         in_weight, in_bias, out_weight, out_bias = self._weights(_product_dtype(slots))
-        x = slots.to(in_weight.dtype).reshape(-1, *slots.shape[-3:])
+        x = slots.to(in_weight.dtype).reshape(math.prod(lead), *slots.shape[-3:])
         with without_autocast(slots.device):
             hidden = rearrange(x, "g e s d -> e (g s) d") @ in_weight
             if in_bias is not None:
@@ -205,7 +206,8 @@ class Experts(nn.Module):
         expert_weight: Tensor,  # (..., K)
         expert_index: Tensor,  # (..., K)
     ) -> Tensor:  # (..., O)
-        plan = plan_dispatch(expert_index.flatten(0, -2), self.num_experts)
+        top_k = expert_index.shape[-1]
+        plan = plan_dispatch(expert_index.reshape(-1, top_k), self.num_experts)
         rows = expert_rows(
             gather_rows(x.reshape(-1, self.dim), plan),
             plan.offsets,
@@ -213,7 +215,7 @@ class Experts(nn.Module):
             activation=self.activation,
             grouped=self.backend != "loop",
         )
-        output = combine_rows(rows, expert_weight.flatten(0, -2), plan)
+        output = combine_rows(rows, expert_weight.reshape(-1, top_k), plan)
         return output.reshape(*x.shape[:-1], self.out_dim)
 
 

@@ -22,9 +22,9 @@ class HashRouter(nn.Module):
 
     where :math:`c_x` is the category of the token and the :math:`h_k` are fixed, drawn once, and
     never the same expert twice for one category. Unknown categories (-100, or any negative number)
-    share one hash of their own. The experts are spread evenly over the categories, or, with ``counts``, over the tokens:
-    categories in order of frequency go to the experts with the least load so far (the paper's
-    balanced assignment).
+    share one hash of their own. The experts are spread evenly over the categories, or, with
+    ``counts``, over the tokens: categories in order of frequency go to the experts with the least
+    load so far (the paper's balanced assignment).
 
     Args:
         num_categories: Number :math:`C` of categories.

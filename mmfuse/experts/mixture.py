@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -131,14 +133,14 @@ class MixtureOfExperts(nn.Module):
 def _process_chosen(experts: Experts, x: Tensor, slots: ChosenTokens) -> Tensor:
     """Each expert on the tokens that it picked, added up where a token was picked twice."""
     lead, (length, dim) = x.shape[:-2], x.shape[-2:]
-    index = slots.token_index.flatten(-2).reshape(-1, slots.token_index.shape[-2:].numel())
-    first = torch.arange(len(index), device=x.device).unsqueeze(-1) * length
-    flat = (index + first).flatten()
-    picked = x.reshape(-1, dim).index_select(0, flat)
+    groups = math.prod(lead)
+    first = torch.arange(groups, device=x.device) * length  # of each sequence among all tokens
+    flat = (slots.token_index + first.reshape(*lead, 1, 1)).flatten()
+    picked = x.reshape(groups * length, dim).index_select(0, flat)
     rows = experts.on_slots(picked.reshape(*slots.token_index.shape, dim))
-    rows = (rows * slots.token_weight.unsqueeze(-1)).reshape(len(flat), -1)
-    output = rows.new_zeros(len(index) * length, rows.shape[-1])
-    return output.index_add(0, flat, rows).reshape(*lead, length, -1)
+    rows = (rows * slots.token_weight.unsqueeze(-1)).flatten(0, -2)
+    output = rows.new_zeros(groups * length, experts.out_dim).index_add(0, flat, rows)
+    return output.reshape(*lead, length, experts.out_dim)
 
 
 def _process_soft(experts: Experts, x: Tensor, slots: SoftSlots) -> Tensor:

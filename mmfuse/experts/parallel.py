@@ -97,12 +97,13 @@ class ExpertParallel(nn.Module):
             raise ValueError("Expected expert_index of shape (..., K), got None.")
         check_shape("expert_index", expert_index, *x.shape[:-1], "K", leading=False)
         check_shape("expert_weight", expert_weight, *expert_index.shape, leading=False)
-        plan = plan_dispatch(expert_index.flatten(0, -2), self.num_experts)
+        top_k = expert_index.shape[-1]
+        plan = plan_dispatch(expert_index.reshape(-1, top_k), self.num_experts)
         rows = gather_rows(x.reshape(-1, self.dim), plan)
         there = int(plan.offsets[-1])  # the rest is nobody's, and stays here as zeros
         back = self._visit(rows[:there], plan.offsets.diff(prepend=plan.offsets.new_zeros(1)))
         back = torch.cat([back, back.new_zeros(len(rows) - there, back.shape[-1])])
-        output = combine_rows(back, expert_weight.flatten(0, -2), plan)
+        output = combine_rows(back, expert_weight.reshape(-1, top_k), plan)
         return output.reshape(*x.shape[:-1], output.shape[-1])
 
     def _shard(self, parameter: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class SigmoidRouter(nn.Module):
         g_k = \frac{s_k}{\sum_{j \in \mathcal{K}} s_j}
 
     The bias :math:`\mathbf{b}` decides who is chosen and never how much a choice counts. It has no
-    gradient, and stays in float32 at least. :meth:`update_bias`, called after a training step, moves it by a fixed step towards
-    an even load:
+    gradient, and stays in float32 at least. :meth:`update_bias`, called after a training step,
+    moves it by a fixed step towards an even load:
 
     .. math::
         b_e \leftarrow b_e + u \operatorname{sign}\!\left( \bar{n} - n_e \right)
@@ -121,7 +121,7 @@ class SigmoidRouter(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SigmoidRouter:
         """Move and cast, but keep the bias in float32: half precision swallows its small steps."""
         bias = self.expert_bias
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not annotate it
         if self.expert_bias.dtype in (torch.float16, torch.bfloat16):
             self.expert_bias = bias.to(self.expert_bias.device)
         return self

@@ -504,7 +504,7 @@ def test_autocast_leaves_float64_alone(backend: str) -> None:
 
 
 @pytest.mark.parametrize("activation", sorted(LIBRARY))
-@pytest.mark.parametrize("lead", [(), (2,), (2, 3), (0,)])
+@pytest.mark.parametrize("lead", [(), (2,), (2, 3)])
 def test_slots_go_to_their_own_expert(activation: str, lead: tuple[int, ...]) -> None:
     bank = drawn(Experts(3, 4, 5, 2, activation=activation))
     slots = torch.randn(*lead, 3, 2, 4, dtype=torch.float64)
@@ -519,7 +519,9 @@ def test_slots_go_to_their_own_expert(activation: str, lead: tuple[int, ...]) ->
 
 def test_no_slots_give_nothing() -> None:
     bank = Experts(3, 4, 5, 2)
-    assert_same(bank.on_slots(torch.zeros(2, 3, 0, 4)), torch.zeros(2, 3, 0, 2))
+    for lead, slots in ((2, 0), (0, 2)):
+        nothing = torch.zeros(lead, 3, slots, 2)
+        assert_same(bank.on_slots(torch.zeros(lead, 3, slots, 4)), nothing)
 
 
 def test_slots_keep_their_dtype_under_autocast() -> None:
