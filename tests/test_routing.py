@@ -83,3 +83,11 @@ def test_scores_of_bfloat16_are_those_of_float32_even_in_autocast() -> None:
 
 def test_no_tokens_count_for_nobody() -> None:
     assert_same(count_choices(torch.zeros(0, 2, dtype=torch.int64), 3), torch.tensor([0, 0, 0]))
+
+
+@pytest.mark.parametrize("num_experts", [7, 8, 128, 129])
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_best_are_those_of_a_full_sort(num_experts: int, top_k: int) -> None:
+    scores = torch.randn(50, num_experts)
+    index = choose(scores, top_k)
+    assert torch.equal(index, scores.argsort(-1, descending=True)[:, :top_k])

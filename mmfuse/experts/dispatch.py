@@ -118,9 +118,8 @@ def combine_rows(
     """
     check_shape("rows", rows, plan.order.shape[0], "D", leading=False)
     check_shape("expert_weight", expert_weight, *plan.inverse.shape, leading=False)
-    weighted = rows * expert_weight.flatten().index_select(0, plan.order).unsqueeze(-1)
-    back: Tensor = _select(weighted, plan.inverse.flatten(), plan.order, 1)
-    return back.reshape(*plan.inverse.shape, rows.shape[1]).sum(1)
+    combined: Tensor = _combine(rows, expert_weight, plan.order, plan.inverse)
+    return combined
 
 
 def limit_capacity(
@@ -179,16 +178,46 @@ def _(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
     return x.new_empty(order.shape[0], x.shape[1])
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_select(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     _, order, inverse, ctx.top_k = inputs
     ctx.save_for_backward(order, inverse)
 
 
-def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+def _gradient_of_select(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
     order, inverse = ctx.saved_tensors
     back: Tensor = _select(gradient.contiguous(), inverse, order, 1)
     tokens = order.shape[0] // ctx.top_k
     return back.reshape(tokens, ctx.top_k, back.shape[1]).sum(1), None, None, None
 
 
-_select.register_autograd(_gradient, setup_context=_setup)
+_select.register_autograd(_gradient_of_select, setup_context=_setup_select)
+
+
+@torch.library.custom_op("mmfuse::combine_rows", mutates_args=())
+def _combine(rows: Tensor, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """One pass a choice, and no copy of all rows."""
+    output = rows.new_zeros(weight.shape[0], rows.shape[1])
+    for place, share in zip(inverse.unbind(1), weight.unbind(1), strict=True):
+        output.addcmul_(rows.index_select(0, place), share.unsqueeze(-1))
+    return output
+
+
+@_combine.register_fake
+def _(rows: Tensor, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    return rows.new_empty(weight.shape[0], rows.shape[1])
+
+
+def _setup_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gradient_of_combine(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    rows, weight, order, inverse = ctx.saved_tensors
+    places = inverse.flatten()
+    spread: Tensor = _select(gradient.contiguous(), order, places, weight.shape[1])
+    of_weight = (spread * rows).sum(-1).index_select(0, places).reshape(weight.shape)
+    of_rows = spread * weight.flatten().index_select(0, order).unsqueeze(-1)
+    return of_rows, of_weight, None, None
+
+
+_combine.register_autograd(_gradient_of_combine, setup_context=_setup_combine)

@@ -204,3 +204,15 @@ def test_capacity_rejects_what_does_not_fit() -> None:
         limit_capacity(torch.tensor(0), 3, 1)
     with pytest.raises(ValueError, match=r"Expected num_experts > 0, got 0\."):
         limit_capacity(INDEX, 0, 1)
+
+
+def test_the_operators_keep_the_rules_of_torch() -> None:
+    plan = plan_dispatch(INDEX, 3)
+    x = torch.randn(3, 2, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.mmfuse.select_rows.default, (x, plan.order, plan.inverse.flatten(), 2)
+    )
+    rows, weight = torch.randn(6, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    torch.library.opcheck(
+        torch.ops.mmfuse.combine_rows.default, (rows, weight, plan.order, plan.inverse)
+    )
