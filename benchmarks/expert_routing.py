@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def measure(tokens: int, setting: Setting, arguments: argparse.Namespace) -> dic
             continue  # more than a gigabyte of hidden activations
         model = build(*setting)
         if model is not None:
-            runs[name] = lambda model=model.to(device): step(model, x, gradient, arguments.backward)
+            runs[name] = partial(step, model.to(device), x, gradient, arguments.backward)
     return in_turn(runs, arguments.rounds, device)
 
 
@@ -160,11 +161,11 @@ def main() -> None:
         return
     rows = []
     grid = itertools.product(arguments.tokens, arguments.dims, arguments.experts, arguments.top_k)
-    for tokens, dim, experts, top_k in grid:
+    for wanted, dim, experts, top_k in grid:
         if top_k > experts:
             continue
         setting = (dim, 4 * dim, experts, top_k)
-        tokens -= tokens % 50  # whole sequences for the slots
+        tokens = wanted - wanted % 50  # whole sequences for the slots
         row = {"T": tokens, "D": dim, "F": 4 * dim, "E": experts, "K": top_k}
         row["mixtures"] = measure(tokens, setting, arguments)
         if arguments.backward and arguments.device == "cpu":

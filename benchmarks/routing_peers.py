@@ -1,7 +1,9 @@
 """Mixtures of experts to compare with: ours, their limit, and those of other libraries.
 
 Each builder returns a module that maps ``(T, D)`` to ``(T, D)``, or ``None`` where the library is
-not installed. Only ``mixture-of-experts`` and ``st-moe-pytorch`` drop tokens; the others do not.
+not installed. Tokens are handed to libraries that route within a sequence as sequences of 50, since
+the cost of their one-hot dispatch grows with the square of the length. ``mixture-of-experts`` and
+``st-moe-pytorch`` drop tokens, the slots mix them, the others do neither.
 """
 
 from __future__ import annotations
@@ -66,7 +68,10 @@ def mixture_of_experts(dim: int, hidden: int, experts: int, top_k: int) -> nn.Mo
         return None  # it is for two experts a token
     from mixture_of_experts import MoE
 
-    return Applied(MoE(dim, num_experts=experts, hidden_dim=hidden), lambda m, x: m(x[None])[0][0])
+    return Applied(
+        MoE(dim, num_experts=experts, hidden_dim=hidden),
+        lambda m, x: m(x.unflatten(0, (-1, 50)))[0].flatten(0, 1),
+    )
 
 
 def st_moe(dim: int, hidden: int, experts: int, top_k: int) -> nn.Module | None:
@@ -75,7 +80,7 @@ def st_moe(dim: int, hidden: int, experts: int, top_k: int) -> nn.Module | None:
     from st_moe_pytorch import MoE
 
     module = MoE(dim, num_experts=experts, gating_top_n=top_k, expert_hidden_mult=hidden / dim)
-    return Applied(module, lambda m, x: m(x[None]).outputs[0])
+    return Applied(module, lambda m, x: m(x.unflatten(0, (-1, 50))).outputs.flatten(0, 1))
 
 
 def soft_moe(dim: int, hidden: int, experts: int, top_k: int) -> nn.Module | None:
@@ -85,7 +90,6 @@ def soft_moe(dim: int, hidden: int, experts: int, top_k: int) -> nn.Module | Non
 
     module = SoftMoE(
         dim,
-        seq_len=50,
         num_experts=experts,
         num_slots=max(1, 50 * top_k // experts),
         expert_mult=hidden / dim,
