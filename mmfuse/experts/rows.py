@@ -138,7 +138,8 @@ def _forward(  # noqa: PLR0917 - a registered operator takes everything by posit
     phi = ACTIVATIONS[activation].forward
     output = rows.new_empty(rows.shape[0], out_weight.shape[-1])
     hidden = rows.new_empty(rows.shape[0], in_weight.shape[-1])
-    output[int(offsets[-1]) :] = 0
+    for tensor in (output, hidden):
+        tensor[int(offsets[-1]) :] = 0
     for block in _blocks(offsets):
         of = block.experts
         part = hidden[block.rows]

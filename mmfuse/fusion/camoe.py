@@ -35,6 +35,7 @@ class CategoryGuidedMoE(nn.Module):
         causal: Whether routers see only the own position and earlier ones.
         normalize: Whether the expert weights sum to one; as printed they do not.
         shared_experts: Whether the modalities share one bank of experts.
+        top_k: How many experts each token keeps; ``None`` means all, as printed.
         guidance: ``"confidence"`` or ``"difficulty"``, the sign of Eq. 10.
         reduction: ``"mean"`` or ``"sum"`` over the categories in Eq. 9.
         pooling: ``"max"`` or ``"joint"`` over several labels of one item.
@@ -73,6 +74,7 @@ class CategoryGuidedMoE(nn.Module):
         causal: bool = True,
         normalize: bool = False,
         shared_experts: bool = False,
+        top_k: int | None = None,
         guidance: Literal["confidence", "difficulty"] = "confidence",
         reduction: Literal["mean", "sum"] = "mean",
         pooling: Literal["max", "joint"] = "max",
@@ -90,6 +92,7 @@ class CategoryGuidedMoE(nn.Module):
             causal=causal,
             normalize=normalize,
             shared_experts=shared_experts,
+            top_k=top_k,
             device=device,
             dtype=dtype,
         )

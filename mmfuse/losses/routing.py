@@ -58,7 +58,7 @@ def load_balance_loss(
     """
     num_experts = router_probs.shape[-1]
     check_shape("expert_index", expert_index, *router_probs.shape[:-1], "K", leading=False)
-    probs = _real(router_probs, valid)
+    probs = _real("router_probs", router_probs, valid)
     if valid is not None:
         expert_index = expert_index.masked_fill(~valid.unsqueeze(-1), -1)
     counts = count_choices(expert_index, num_experts).to(probs.dtype)
@@ -101,7 +101,7 @@ def cv_squared_loss(
         >>> cv_squared_loss(torch.tensor([[1.0, 0.0], [2.0, 0.0]]))
         tensor(1.)
     """
-    total = _real(amount, valid).reshape(-1, amount.shape[-1]).sum(0)
+    total = _real("amount", amount, valid).reshape(-1, amount.shape[-1]).sum(0)
     mean = total.mean()
     scale = torch.where(mean == 0, torch.ones_like(mean), mean)  # nothing given: no variation
     return (total / scale).var(unbiased=False)
@@ -135,8 +135,8 @@ def router_z_loss(
         >>> router_z_loss(torch.zeros(3, 1))
         tensor(0.)
     """
-    log_sum = _real(router_logits, valid).logsumexp(-1, keepdim=True)
-    return _mean(_real(log_sum.square(), valid), valid).sum()
+    log_sum = _real("router_logits", router_logits, valid).logsumexp(-1, keepdim=True)
+    return _mean(_real("log_sum", log_sum.square(), valid), valid).sum()
 
 
 def router_entropy_loss(
@@ -169,7 +169,7 @@ def router_entropy_loss(
         >>> router_entropy_loss(torch.tensor([[0.5, 0.5], [1.0, 0.0]]))
         tensor(0.3466)
     """
-    probs = _real(router_probs, valid)
+    probs = _real("router_probs", router_probs, valid)
     surprise = torch.where(probs > 0, probs, torch.ones_like(probs)).log().neg()
     return _mean(probs * surprise, valid).sum()
 
@@ -215,9 +215,9 @@ def expert_diversity_loss(
     return 2 * cosine.triu(1).square().sum() / pairs
 
 
-def _real(values: Tensor, valid: Tensor | None) -> Tensor:
+def _real(name: str, values: Tensor, valid: Tensor | None) -> Tensor:
     """The values in float32 at least, zero where not valid."""
-    check_shape("values", values, "E")
+    check_shape(name, values, "E")
     wide = values.to(at_least_float32(values))
     if valid is None:
         return wide

@@ -305,10 +305,12 @@ def test_all_backends_are_near_float32_in_bfloat16(
     x, weight, index = chosen(bank, tokens, top_k, lowest=-1)
     got = each(bank, laid_out(x, layout), laid_out(weight, layout), laid_out(index, layout))
     wanted = each(bank.float(), x.float(), weight.float(), index)["dense"]
-    for parts in got.values():
-        for part, true in zip(parts, wanted, strict=True):
-            assert part.dtype == torch.bfloat16
-            assert (part.float() - true).norm() <= 2e-2 * true.norm() + 1e-6
+    true_gradient = torch.cat([part.flatten() for part in wanted[1:]])
+    for output, *gradients in got.values():
+        assert {part.dtype for part in (output, *gradients)} == {torch.bfloat16}
+        gradient = torch.cat([part.float().flatten() for part in gradients])
+        assert (output.float() - wanted[0]).norm() <= 1e-2 * wanted[0].norm() + 1e-6
+        assert (gradient - true_gradient).norm() <= 1e-2 * true_gradient.norm() + 1e-6
 
 
 @each_backend
@@ -491,7 +493,7 @@ def test_autocast_rounds_products_and_keeps_the_dtype(
     assert not torch.equal(got[0], wanted[0])
     for part, true in zip(got, wanted, strict=True):
         assert (part.dtype, part.shape) == (torch.float32, true.shape)
-        assert (part - true).norm() <= 2e-2 * true.norm()
+        assert (part - true).norm() <= 1e-2 * true.norm()
 
 
 @each_backend
@@ -532,7 +534,7 @@ def test_slots_keep_their_dtype_under_autocast() -> None:
     wanted = bank.on_slots(slots)
     assert rounded.dtype == torch.float32
     assert not torch.equal(rounded, wanted)
-    assert (rounded - wanted).norm() <= 2e-2 * wanted.norm()
+    assert (rounded - wanted).norm() <= 1e-2 * wanted.norm()
 
 
 def sparse_calls(bank: Experts, *inputs: Tensor | None) -> list[bool]:

@@ -253,6 +253,7 @@ def test_is_the_mixture_and_the_gate(example: tuple[CategoryGuidedMoE, Case]) ->
         ("causal", False, "mixture.routers.1"),
         ("normalize", True, "mixture.routers.1"),
         ("shared_experts", True, "mixture"),
+        ("top_k", 2, "mixture.routers.1"),
         ("guidance", "difficulty", "gate"),
         ("reduction", "sum", "gate"),
         ("pooling", "joint", "gate"),
