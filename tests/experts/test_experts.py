@@ -547,10 +547,10 @@ def sparse_calls(bank: Experts, *inputs: Tensor | None) -> list[bool]:
 @pytest.mark.parametrize(
     ("tokens", "num_experts", "top_k", "sparse"),
     [
-        (100, 5, 1, True),
-        (100, 5, 3, True),
-        (100, 5, 4, False),
-        (100, 2, 2, False),
+        (400, 5, 1, True),
+        (400, 5, 3, True),
+        (400, 5, 4, False),
+        (400, 2, 2, False),
         (3, 5, 1, False),
         (0, 5, 1, False),
     ],
@@ -558,7 +558,7 @@ def sparse_calls(bank: Experts, *inputs: Tensor | None) -> list[bool]:
 def test_auto_is_sparse_for_many_tokens_that_choose_few_experts(
     tokens: int, num_experts: int, top_k: int, sparse: bool
 ) -> None:
-    bank = Experts(num_experts, 4, 8)
+    bank = Experts(num_experts, 64, 256)
     inputs = chosen(bank, tokens, top_k)
     assert sparse_calls(bank, *inputs) == [True] * sparse
     bank.backend = "dense"
