@@ -393,7 +393,11 @@ SHORT = torch.ones(2, dtype=torch.bool)
         (tokens_per_expert, (DENSE, 2, KINDS), r"Expected valid of dtype torch\.bool, got torch"),
         (dead_experts, (torch.ones(1, 2),), r"tokens_per_expert of shape \(E,\), got \(1, 2\)\."),
         (load_cv, (torch.ones(1, 2),), r"tokens_per_expert of shape \(E,\), got \(1, 2\)\."),
-        (routing_entropy, (torch.ones(()),), r"Expected values of shape \(\.\.\., E\), got \(\)\."),
+        (
+            routing_entropy,
+            (torch.ones(()),),
+            r"Expected router_probs of shape \(\.\.\., E\), got \(\)\.",
+        ),
         (routing_entropy, (torch.ones(3, 2), SHORT), r"valid of shape \(3,\), got \(2,\)\."),
         (dropped_share, (SPARSE,), r"expert_index of shape \(3, 2\), got \(3, 1\)\."),
         (dropped_share, (DENSE, SHORT), r"Expected valid of shape \(3,\), got \(2,\)\."),
