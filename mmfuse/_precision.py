@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_float32", "without_autocast"]
+__all__ = ["at_least_float32", "unit", "without_autocast"]
 
 
 def at_least_float32(*tensors: Tensor) -> torch.dtype:
@@ -23,3 +23,9 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1; a zero vector stays zero, with the gradient of one of length 1."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / torch.where(length < 1e-12, torch.ones_like(length), length)

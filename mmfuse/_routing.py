@@ -6,20 +6,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from mmfuse._checks import check_mask, check_shape
 from mmfuse._precision import at_least_float32, without_autocast
 
-__all__ = ["choose", "count_choices", "linear_scores", "spread"]
+__all__ = ["ROUNDING", "choose", "count_choices", "linear_scores", "picked", "spread"]
+
+ROUNDING = 1e-9  # before a share is rounded up: 1.1 * 50 / 11 is five, not a little more
 
 
 def linear_scores(
     x: Tensor,  # (..., D)
     weight: Tensor,  # (E, D)
-    bias: Tensor | None = None,  # (E,)
+    valid: Tensor | None = None,  # (...)
 ) -> Tensor:  # (..., E)
-    """Scores of a linear router, in float32 at least, whatever autocast says."""
+    """Scores of a linear router, in float32 at least, whatever autocast says; zero at padding."""
+    check_shape("x", x, weight.shape[-1])
+    if valid is not None:
+        check_mask("valid", valid, x.shape[:-1])
+        x = torch.where(valid.unsqueeze(-1), x, x.new_zeros(()))
     wide = at_least_float32(x)
     with without_autocast(x.device):
-        return F.linear(x.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+        return F.linear(x.to(wide), weight.to(wide))
 
 
 def choose(
@@ -42,6 +49,14 @@ def _best(scores: Tensor, top_k: int) -> Tensor:
         found.append(scores.max(-1, keepdim=True).indices)
         scores = scores.scatter(-1, found[-1], -torch.inf)
     return torch.cat(found, dim=-1)
+
+
+def picked(
+    values: Tensor,  # (..., E)
+    index: Tensor,  # (..., K)
+) -> Tensor:  # (..., K)
+    """The values of the chosen experts; any value where nobody was chosen."""
+    return values.gather(-1, index.clamp_min(0))
 
 
 def spread(

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_at_most, check_mask, check_positive, check_shape
-from mmfuse._precision import at_least_float32, without_autocast
-from mmfuse._routing import choose
+from mmfuse._precision import without_autocast
+from mmfuse._routing import choose, linear_scores, picked
 from mmfuse.layers import mask_absent
 from mmfuse.types import RouterOutput
 
@@ -151,17 +151,14 @@ class AttentiveRouter(nn.Module):
     ) -> RouterOutput:
         """Return expert weights; shapes are given in the class docstring."""
         check_shape("x", x, "L", self.dim)
-        if valid is not None:
-            check_mask("valid", valid, x.shape[:-1])
-        wide = at_least_float32(x)
+        joint = linear_scores(x, self.weight.flatten(0, 1), valid)
+        query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
         with without_autocast(x.device):
-            joint = F.linear(mask_absent(x, valid).to(wide), self.weight.flatten(0, 1).to(wide))
-            query, key, value = joint.unflatten(-1, (3, self.num_experts)).unbind(-2)
             weights = attentive_routing(query, key, value, valid, causal=self.causal)
         index = None
         if self.top_k is not None:
             index = choose(weights.abs(), self.top_k, valid)
-            weights = weights.gather(-1, index if valid is None else index.clamp_min(0))
+            weights = picked(weights, index)
         if self.normalize:
             weights = torch.softmax(weights, dim=-1)
         weights = mask_absent(weights, valid)

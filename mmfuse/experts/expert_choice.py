@@ -7,15 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_mask, check_positive, check_shape
-from mmfuse._routing import linear_scores
+from mmfuse._checks import check_positive, check_shape
+from mmfuse._routing import ROUNDING, linear_scores
 from mmfuse.layers import mask_absent
 from mmfuse.losses import router_z_loss
 from mmfuse.types import ChosenTokens, RouterOutput
 
 __all__ = ["ExpertChoiceRouter"]
-
-_ROUNDING = 1e-9  # 1.1 * 50 / 11 is five, not a little more
 
 
 class ExpertChoiceRouter(nn.Module):
@@ -89,18 +87,16 @@ class ExpertChoiceRouter(nn.Module):
     ) -> RouterOutput:
         """Return what each expert picked; shapes are given in the class docstring."""
         check_shape("x", x, "L", self.dim)
-        if valid is not None:
-            check_mask("valid", valid, x.shape[:-1])
-        logits = linear_scores(mask_absent(x, valid), self.weight)
+        logits = linear_scores(x, self.weight, valid)
         probs = mask_absent(torch.softmax(logits, dim=-1), valid)
         length = x.shape[-2]
-        slots = min(math.ceil(self.capacity_factor * length / self.num_experts - _ROUNDING), length)
+        slots = min(math.ceil(self.capacity_factor * length / self.num_experts - ROUNDING), length)
         scores = probs.mT if valid is None else probs.mT.masked_fill(~valid.unsqueeze(-2), -1)
         index = scores.topk(slots, dim=-1).indices
         weight = probs.mT.gather(-1, index)
         if valid is not None:
             real = valid.sum(-1).double()
-            filled = (self.capacity_factor * real / self.num_experts - _ROUNDING).ceil()
+            filled = (self.capacity_factor * real / self.num_experts - ROUNDING).ceil()
             filled = filled[..., None, None]
             rank = torch.arange(slots, device=x.device)
             weight = torch.where(rank < filled, weight, weight.new_zeros(()))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse._routing import ROUNDING
 from mmfuse.experts.dispatch import limit_capacity
 from mmfuse.experts.experts import Experts
 from mmfuse.layers import apply_where, mask_absent
@@ -79,10 +80,8 @@ class MixtureOfExperts(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw a fresh router, experts and shared expert."""
-        for part in (self.router, self.experts, *([] if self.shared is None else [self.shared])):
-            for module in part.modules():
-                if module is not self and callable(reset := getattr(module, "reset_parameters", 0)):
-                    reset()
+        for part in self.children():
+            _reset(part)
 
     def forward(
         self,
@@ -124,7 +123,7 @@ class MixtureOfExperts(nn.Module):
             tokens = valid.sum()
         experts = self.experts.num_experts
         share = self.capacity_factor * tokens.double() * index.shape[-1] / experts
-        capacity = (share - 1e-9).ceil()  # a whole share is not rounded up
+        capacity = (share - ROUNDING).ceil()
         kept = limit_capacity(index, experts, capacity)
         weight = torch.where(kept < 0, torch.zeros_like(routed.expert_weight), routed.expert_weight)
         return routed._replace(expert_index=kept, expert_weight=weight)
@@ -148,3 +147,12 @@ def _process_soft(experts: Experts, x: Tensor, slots: SoftSlots) -> Tensor:
     mixed = torch.einsum("...les,...ld->...esd", slots.dispatch.to(x.dtype), x)
     rows = experts.on_slots(mixed.to(x.dtype))
     return torch.einsum("...les,...eso->...lo", slots.combine, rows).to(x.dtype)
+
+
+def _reset(module: nn.Module) -> None:
+    """Draw a module afresh: by its own word, or part by part where it has none."""
+    if callable(reset := getattr(module, "reset_parameters", None)):
+        reset()
+    else:
+        for part in module.children():
+            _reset(part)

@@ -111,9 +111,8 @@ class _Block(NamedTuple):
     ends: Tensor  # where they end, counted from the first row of the block
 
 
-def _blocks(offsets: Tensor) -> Iterator[_Block]:
+def _blocks(offsets: Tensor, ends: list[int]) -> Iterator[_Block]:
     """Few enough rows for the cache, many enough experts for one call."""
-    ends = [0, *offsets.tolist()]
     first = 0
     for last in range(1, len(ends)):
         full = last + 1 == len(ends) or ends[last + 1] - ends[first] > _ROWS_AT_ONCE
@@ -138,9 +137,10 @@ def _forward(  # noqa: PLR0917 - a registered operator takes everything by posit
     phi = ACTIVATIONS[activation].forward
     output = rows.new_empty(rows.shape[0], out_weight.shape[-1])
     hidden = rows.new_empty(rows.shape[0], in_weight.shape[-1])
+    ends = [0, *offsets.tolist()]
     for tensor in (output, hidden):
-        tensor[int(offsets[-1]) :] = 0
-    for block in _blocks(offsets):
+        tensor[ends[-1] :] = 0
+    for block in _blocks(offsets, ends):
         of = block.experts
         part = hidden[block.rows]
         part.copy_(_linear(rows[block.rows], in_weight[of], in_bias, block, grouped))
@@ -163,8 +163,9 @@ def _backward(  # noqa: PLR0917 - as above
     of_rows, of_in, of_in_bias, of_out, of_out_bias = _empty_gradients(
         gradient, hidden, rows, offsets, in_weight, out_weight, activation, grouped
     )
-    of_rows[int(offsets[-1]) :] = 0
-    for block in _blocks(offsets):
+    ends = [0, *offsets.tolist()]
+    of_rows[ends[-1] :] = 0
+    for block in _blocks(offsets, ends):
         of = block.experts
         above, inside, below = gradient[block.rows], hidden[block.rows], rows[block.rows]
         of_out[of] = _outer(phi.forward(inside), above, block, grouped)

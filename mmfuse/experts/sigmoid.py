@@ -7,13 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, distributed, nn
 
-from mmfuse._checks import check_at_most, check_mask, check_positive, check_shape
-from mmfuse._routing import choose, count_choices, linear_scores
+from mmfuse._checks import check_at_most, check_positive
+from mmfuse._routing import choose, count_choices, linear_scores, picked
 from mmfuse.layers import mask_absent
 from mmfuse.losses import load_balance_loss, router_z_loss
 from mmfuse.types import RouterOutput
 
 __all__ = ["SigmoidRouter"]
+
+_TINY = 1e-20  # keeps a sum of scores that all underflowed from dividing by zero
 
 
 class SigmoidRouter(nn.Module):
@@ -101,13 +103,10 @@ class SigmoidRouter(nn.Module):
         context: Tensor | None = None,
     ) -> RouterOutput:
         """Return the chosen experts; shapes are given in the class docstring."""
-        check_shape("x", x, self.dim)
-        if valid is not None:
-            check_mask("valid", valid, x.shape[:-1])
-        logits = linear_scores(mask_absent(x, valid), self.weight)
+        logits = linear_scores(x, self.weight, valid)
         scores = logits.sigmoid()
         index = choose(scores.detach() + self.expert_bias.to(scores.dtype), self.top_k, valid)
-        weight = scores.gather(-1, index if valid is None else index.clamp_min(0))
+        weight = picked(scores, index)
         if self.normalize:
             weight = weight / weight.sum(-1, keepdim=True).clamp_min(_TINY)
         probs = mask_absent(scores / scores.sum(-1, keepdim=True).clamp_min(_TINY), valid)
@@ -147,6 +146,3 @@ class SigmoidRouter(nn.Module):
             f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}, "
             f"normalize={self.normalize}, bias_rate={self.bias_rate}"
         )
-
-
-_TINY = 1e-20  # keeps a sum of scores that all underflowed from dividing

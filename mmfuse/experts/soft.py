@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_mask, check_positive, check_shape
-from mmfuse._precision import at_least_float32, without_autocast
+from mmfuse._precision import at_least_float32, unit, without_autocast
 from mmfuse._routing import linear_scores
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.losses import cv_squared_loss, router_z_loss
@@ -76,10 +76,7 @@ class SoftRouter(nn.Module):
         context: Tensor | None = None,
     ) -> RouterOutput:
         """Return a weight for every expert; shapes are given in the class docstring."""
-        check_shape("x", x, self.dim)
-        if valid is not None:
-            check_mask("valid", valid, x.shape[:-1])
-        logits = linear_scores(mask_absent(x, valid), self.weight) / self.temperature
+        logits = linear_scores(x, self.weight, valid) / self.temperature
         probs = mask_absent(torch.softmax(logits, dim=-1), valid)
         losses = {"importance": cv_squared_loss(probs, valid), "z": router_z_loss(logits, valid)}
         return RouterOutput(probs.to(x.dtype), losses, None, logits, probs)
@@ -165,8 +162,8 @@ class SlotRouter(nn.Module):
             check_mask("valid", valid, x.shape[:-1])
         wide = at_least_float32(x)
         with without_autocast(x.device):
-            direction = _unit(mask_absent(x, valid).to(wide))
-            logits = self.scale.to(wide) * F.linear(direction, _unit(self.weight.to(wide)))
+            direction = unit(mask_absent(x, valid).to(wide))
+            logits = self.scale.to(wide) * F.linear(direction, unit(self.weight.to(wide)))
         present = None if valid is None else valid.unsqueeze(-2).expand(logits.mT.shape)
         dispatch = masked_softmax(logits.mT, present).mT
         combine = mask_absent(torch.softmax(logits, dim=-1), valid)
@@ -181,9 +178,3 @@ class SlotRouter(nn.Module):
             f"dim={self.dim}, num_experts={self.num_experts}, "
             f"slots_per_expert={self.slots_per_expert}"
         )
-
-
-def _unit(x: Tensor) -> Tensor:
-    """Length one; zero stays zero, with gradient zero."""
-    squares = x.square().sum(-1, keepdim=True)
-    return x * torch.where(squares > 0, squares, torch.ones_like(squares)).rsqrt()

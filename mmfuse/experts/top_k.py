@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfuse._checks import check_at_most, check_mask, check_positive, check_shape
-from mmfuse._routing import choose, linear_scores, spread
+from mmfuse._checks import check_at_most, check_positive
+from mmfuse._routing import choose, linear_scores, picked, spread
 from mmfuse.layers import mask_absent
 from mmfuse.losses import cv_squared_loss, load_balance_loss, router_z_loss
 from mmfuse.types import RouterOutput
@@ -91,15 +91,13 @@ class TopKRouter(nn.Module):
         context: Tensor | None = None,
     ) -> RouterOutput:
         """Return the chosen experts; shapes are given in the class docstring."""
-        x = _tokens(x, self.dim, valid)
-        logits = linear_scores(x, self.weight)
+        logits = linear_scores(x, self.weight, valid)
         probs = mask_absent(torch.softmax(logits, dim=-1), valid)
         index = choose(logits, self.top_k, valid)
-        chosen = _picked(logits, index, valid)
         if self.normalize:
-            weight = torch.softmax(chosen, dim=-1)
+            weight = torch.softmax(picked(logits, index), dim=-1)
         else:
-            weight = (chosen - logits.logsumexp(-1, keepdim=True)).exp()
+            weight = picked(probs, index)
         losses = {
             "balance": load_balance_loss(probs, index, valid),
             "z": router_z_loss(logits, valid),
@@ -194,16 +192,15 @@ class NoisyTopKRouter(nn.Module):
         generator: torch.Generator | None = None,
     ) -> RouterOutput:
         """Return the chosen experts; shapes are given in the class docstring."""
-        x = _tokens(x, self.dim, valid)
-        clean = noisy = linear_scores(x, self.weight)
-        deviation = F.softplus(linear_scores(x, self.noise_weight)) + _LEAST_DEVIATION
+        clean = noisy = linear_scores(x, self.weight, valid)
+        deviation = F.softplus(linear_scores(x, self.noise_weight, valid)) + _LEAST_DEVIATION
         if self.training:
             draw = torch.randn(
                 clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
             )
             noisy = clean + draw * deviation
         index = choose(noisy, self.top_k, valid)
-        weight = mask_absent(torch.softmax(_picked(noisy, index, valid), dim=-1), valid)
+        weight = mask_absent(torch.softmax(picked(noisy, index), dim=-1), valid)
         if self.training:
             load = _chance_of_being_chosen(clean, noisy, deviation, self.top_k)
         else:
@@ -218,18 +215,6 @@ class NoisyTopKRouter(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}"
-
-
-def _tokens(x: Tensor, dim: int, valid: Tensor | None) -> Tensor:
-    check_shape("x", x, dim)
-    if valid is not None:
-        check_mask("valid", valid, x.shape[:-1])
-    return mask_absent(x, valid)
-
-
-def _picked(scores: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
-    """The scores of the chosen experts; at padding, where nobody is chosen, any."""
-    return scores.gather(-1, index if valid is None else index.clamp_min(0))
 
 
 def _chance_of_being_chosen(clean: Tensor, noisy: Tensor, deviation: Tensor, top_k: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
-from mmfuse._precision import at_least_float32, without_autocast
+from mmfuse._precision import at_least_float32, unit, without_autocast
 
 __all__ = ["InfoNCELoss", "info_nce"]
 
@@ -173,12 +173,11 @@ def _unit(
     valid: Tensor | None,  # (...)
     dtype: torch.dtype,
 ) -> Tensor:  # (..., D)
-    """Unit vectors; a zero vector stays zero, and its gradient is that of a vector of length 1."""
+    """Unit vectors, of zeros where not valid."""
     wide = vectors.to(dtype)
     if valid is not None:
         wide = torch.where(valid.unsqueeze(-1), wide, torch.zeros_like(wide))
-    length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-    return wide / torch.where(length < 1e-12, torch.ones_like(length), length)
+    return unit(wide)
 
 
 def _in_batch(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmfuse._checks import check_mask, check_shape
-from mmfuse._precision import at_least_float32, without_autocast
+from mmfuse._precision import at_least_float32, unit, without_autocast
 from mmfuse._routing import count_choices
 
 __all__ = [
@@ -206,12 +206,10 @@ def expert_diversity_loss(
         tensor(0.3333)
     """
     check_shape("weight", weight, "E", "D")
-    flat = weight.flatten(1).to(at_least_float32(weight))
-    squares = flat.square().sum(-1, keepdim=True)
-    unit = flat * torch.where(squares > 0, squares, torch.ones_like(squares)).rsqrt()
-    with without_autocast(unit.device):
-        cosine = unit @ unit.mT
-    pairs = max(len(flat) * (len(flat) - 1), 1)
+    direction = unit(weight.flatten(1).to(at_least_float32(weight)))
+    with without_autocast(weight.device):
+        cosine = direction @ direction.mT
+    pairs = max(len(direction) * (len(direction) - 1), 1)
     return 2 * cosine.triu(1).square().sum() / pairs
 
 

@@ -209,10 +209,9 @@ def test_capacity_rejects_what_does_not_fit() -> None:
 def test_the_operators_keep_the_rules_of_torch() -> None:
     plan = plan_dispatch(INDEX, 3)
     x = torch.randn(3, 2, requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.mmfuse.select_rows.default, (x, plan.order, plan.inverse.flatten(), 2)
-    )
+    select, combine = torch.ops.mmfuse.select_rows.default, torch.ops.mmfuse.combine_rows.default
+    results = torch.library.opcheck(select, (x, plan.order, plan.inverse.flatten(), 2))
+    assert set(results.values()) == {"SUCCESS"}
     rows, weight = torch.randn(6, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
-    torch.library.opcheck(
-        torch.ops.mmfuse.combine_rows.default, (rows, weight, plan.order, plan.inverse)
-    )
+    results = torch.library.opcheck(combine, (rows, weight, plan.order, plan.inverse))
+    assert set(results.values()) == {"SUCCESS"}

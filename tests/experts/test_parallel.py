@@ -163,3 +163,10 @@ def test_reset_draws_the_shards_afresh(alone: Any) -> None:
     before = experts.experts.in_weight.full_tensor().clone()
     experts.reset_parameters()
     assert not torch.equal(experts.experts.in_weight.full_tensor(), before)
+
+
+def test_a_mixture_draws_spread_experts_afresh_as_well(alone: Any) -> None:
+    spread = MixtureOfExperts(TopKRouter(3, 2, 1), ExpertParallel(Experts(2, 3, 4), alone))
+    before = spread.experts.experts.in_weight.full_tensor().clone()
+    spread.reset_parameters()
+    assert not torch.equal(spread.experts.experts.in_weight.full_tensor(), before)
