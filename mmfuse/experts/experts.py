@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -19,6 +20,8 @@ from mmfuse.experts.rows import expert_rows
 __all__ = ["Experts"]
 
 _BACKENDS = ("auto", "dense", "loop", "grouped")
+#: What the sparse backends ask of :func:`expert_rows`.
+GROUPED: Mapping[str, bool | None] = {"auto": None, "dense": None, "loop": False, "grouped": True}
 # Measured on two cores, float32, forward and backward: sorting pays once the dense backend would
 # multiply this often for nobody. Few tokens count as eight: all weights are read all the same.
 _CHEAP_WASTE = 2**24
@@ -51,8 +54,9 @@ class Experts(nn.Module):
 
     ``"auto"`` takes the dense backend where there is no index, and where the products that it would
     compute for nobody cost less than sorting (few tokens, or nearly all experts chosen); otherwise
-    the grouped one. Under :func:`torch.compile` it does not look at the number of tokens. No choice
-    is ever dropped. The output has the dtype of ``x``, under autocast as well.
+    the loop on the CPU and the grouped one elsewhere. Under :func:`torch.compile` it does not look
+    at the number of tokens. No choice is ever dropped. The output has the dtype of ``x``, under
+    autocast as well.
 
     Args:
         num_experts: Number :math:`E` of experts.
@@ -220,7 +224,7 @@ class Experts(nn.Module):
             plan.offsets,
             *self._weights(x.dtype),
             activation=self.activation,
-            grouped=self.backend != "loop",
+            grouped=GROUPED[self.backend],
         )
         output = combine_rows(rows, expert_weight.reshape(-1, top_k), plan)
         return output.reshape(*x.shape[:-1], self.out_dim)

@@ -9,7 +9,7 @@ from torch import Tensor, distributed, nn
 
 from mmfuse._checks import check_shape
 from mmfuse.experts.dispatch import combine_rows, gather_rows, plan_dispatch
-from mmfuse.experts.experts import Experts
+from mmfuse.experts.experts import GROUPED, Experts
 from mmfuse.experts.rows import expert_rows
 
 __all__ = ["ExpertParallel"]
@@ -147,7 +147,7 @@ class ExpertParallel(nn.Module):
             nothing = torch.stack([part.sum() for part in local if part is not None]).sum()
             return rows.new_empty(0, bank.out_dim) + nothing
         return expert_rows(
-            rows, offsets, *local, activation=bank.activation, grouped=bank.backend != "loop"
+            rows, offsets, *local, activation=bank.activation, grouped=GROUPED[bank.backend]
         )
 
 

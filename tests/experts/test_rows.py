@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmfuse._activation import ACTIVATIONS
 from mmfuse.experts import expert_rows
@@ -112,7 +113,7 @@ def test_each_row_gets_its_expert(grouped: bool, drawn: tuple[Case, str], at_onc
     def rows(part: Case) -> Tensor:
         return expert_rows(*part, activation=activation, grouped=grouped)
 
-    with mock.patch("mmfuse.experts.rows._ROWS_AT_ONCE", at_once):
+    with mock.patch("mmfuse._expert_loop._ROWS_AT_ONCE", at_once):
         torch.testing.assert_close(rows(case), naive(case, activation))
         got = gradients(case, rows)
     torch.testing.assert_close(got, gradients(case, lambda part: naive(part, activation)))
@@ -240,6 +241,26 @@ def test_the_operator_keeps_the_rules_of_torch(grouped: bool, bias: bool, activa
     operator = torch.ops.mmfuse.expert_rows.default
     results = torch.library.opcheck(operator, (*leaves, activation, grouped))
     assert set(results.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize(
+    ("grouped", "dtype", "width", "calls"),
+    [
+        (True, torch.float32, 4, 2),
+        (True, torch.float32, 6, 0),  # strides of 24 bytes
+        (True, torch.bfloat16, 4, 0),  # strides of 8 bytes
+        (True, torch.float64, 4, 0),
+        (False, torch.float32, 4, 0),
+        (None, torch.float32, 4, 0),  # on the CPU the loop is faster
+    ],
+)
+def test_one_call_computes_all_products_where_asked_and_possible(
+    grouped: bool | None, dtype: torch.dtype, width: int, calls: int
+) -> None:
+    case = made([2, 1], 4, width, 4, dtype=dtype)
+    with mock.patch("torch.nn.functional.grouped_mm", wraps=F.grouped_mm) as product:
+        expert_rows(*case, grouped=grouped)
+    assert product.call_count == calls
 
 
 @pytest.mark.parametrize(
