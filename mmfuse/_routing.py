@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from mmfuse._checks import check_mask, check_shape
 from mmfuse._precision import at_least_float32, without_autocast
 
-__all__ = ["ROUNDING", "choose", "count_choices", "linear_scores", "picked", "spread"]
+__all__ = ["ROUNDING", "choose", "count_choices", "linear_scores", "log_sum", "picked", "spread"]
 
 ROUNDING = 1e-9  # before a share is rounded up: 1.1 * 50 / 11 is five, not a little more
 
@@ -57,6 +57,16 @@ def picked(
 ) -> Tensor:  # (..., K)
     """The values of the chosen experts; any value where nobody was chosen."""
     return values.gather(-1, index.clamp_min(0))
+
+
+def log_sum(
+    logits: Tensor,  # (..., E)
+    probs: Tensor,  # (..., E), their softmax
+    index: Tensor,  # (..., K), the best first
+) -> Tensor:  # (..., 1)
+    """``logsumexp`` of the logits, without another pass: log p = z - logsumexp, for the best z."""
+    best = index[..., :1]
+    return picked(logits, best) - picked(probs, best).log()
 
 
 def spread(

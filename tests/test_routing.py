@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmfuse._routing import choose, count_choices, linear_scores, spread
+from mmfuse._routing import choose, count_choices, linear_scores, log_sum, spread
 from tests.outcomes import assert_same, places
 from tests.strategies import leads, seeds, sizes
 
@@ -92,3 +92,17 @@ def test_the_best_are_those_of_a_full_sort(num_experts: int, top_k: int) -> None
     scores = torch.randn(50, num_experts)
     index = choose(scores, top_k)
     assert torch.equal(index, scores.argsort(-1, descending=True)[:, :top_k])
+
+
+@given(leads(), sizes, st.sampled_from([0.1, 3.0, 100.0, 1e5]), seeds)
+def test_log_sum_of_the_best_is_the_log_sum_of_all(
+    lead: tuple[int, ...], num_experts: int, scale: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    logits = (scale * torch.randn(*lead, num_experts, dtype=torch.float64)).requires_grad_()
+    given_sum = log_sum(logits, logits.softmax(-1), choose(logits, 1))
+    wanted = logits.logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(given_sum, wanted)
+    draw = torch.randn_like(wanted)
+    got, want = (torch.autograd.grad((y * draw).sum(), logits)[0] for y in (given_sum, wanted))
+    torch.testing.assert_close(got, want)

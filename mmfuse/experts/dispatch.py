@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmfuse._checks import check_positive, check_shape
 from mmfuse.types import DispatchPlan
@@ -79,9 +80,8 @@ def gather_rows(
         >>> gather_rows(torch.tensor([[1.0], [2.0]]), plan).flatten()
         tensor([2., 1.])
     """
-    tokens, top_k = plan.inverse.shape
-    check_shape("x", x, tokens, "D", leading=False)
-    rows: Tensor = _select(x, plan.order, plan.inverse.flatten(), top_k)
+    check_shape("x", x, plan.inverse.shape[0], "D", leading=False)
+    rows: Tensor = _select(x, plan.order, plan.inverse)
     return rows
 
 
@@ -118,7 +118,7 @@ def combine_rows(
     """
     check_shape("rows", rows, plan.order.shape[0], "D", leading=False)
     check_shape("expert_weight", expert_weight, *plan.inverse.shape, leading=False)
-    combined: Tensor = _combine(rows, expert_weight, plan.order, plan.inverse)
+    combined: Tensor = _combine(rows, expert_weight.to(rows.dtype), plan.order, plan.inverse)
     return combined
 
 
@@ -167,55 +167,58 @@ def limit_capacity(
     return torch.where(kept, expert_index, -1)
 
 
+# The two are each other's gradients: everything gathers, nothing scatters, at any order.
+
+
 @torch.library.custom_op("mmfuse::select_rows", mutates_args=())
-def _select(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
-    """``x[order // top_k]``; its gradient selects by the inverse and sums: nothing is scattered."""
+def _select(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """``x[order // K]``."""
+    top_k = inverse.shape[1]
     return x.index_select(0, order if top_k == 1 else order // top_k)
 
 
 @_select.register_fake
-def _(x: Tensor, order: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+def _(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
     return x.new_empty(order.shape[0], x.shape[1])
 
 
 def _setup_select(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, order, inverse, ctx.top_k = inputs
-    ctx.save_for_backward(order, inverse)
+    ctx.save_for_backward(*inputs[1:])
 
 
-def _gradient_of_select(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-    order, inverse = ctx.saved_tensors
-    back: Tensor = _select(gradient.contiguous(), inverse, order, 1)
-    tokens = order.shape[0] // ctx.top_k
-    return back.reshape(tokens, ctx.top_k, back.shape[1]).sum(1), None, None, None
+def _gradient_of_select(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return _combine(gradient.contiguous(), None, *ctx.saved_tensors), None, None
 
 
 _select.register_autograd(_gradient_of_select, setup_context=_setup_select)
 
 
 @torch.library.custom_op("mmfuse::combine_rows", mutates_args=())
-def _combine(rows: Tensor, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """One pass a choice, and no copy of all rows."""
-    output = rows.new_zeros(weight.shape[0], rows.shape[1])
-    for place, share in zip(inverse.unbind(1), weight.unbind(1), strict=True):
-        output.addcmul_(rows.index_select(0, place), share.unsqueeze(-1))
-    return output
+def _combine(rows: Tensor, weight: Tensor | None, order: Tensor, inverse: Tensor) -> Tensor:
+    """Sum of ``rows[inverse]`` over the choices, each with its weight or with one."""
+    if not inverse.numel():  # no tokens
+        return rows.new_zeros(inverse.shape[0], rows.shape[1])
+    return F.embedding_bag(inverse, rows, mode="sum", per_sample_weights=weight)
 
 
 @_combine.register_fake
-def _(rows: Tensor, weight: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    return rows.new_empty(weight.shape[0], rows.shape[1])
+def _(rows: Tensor, weight: Tensor | None, order: Tensor, inverse: Tensor) -> Tensor:
+    return rows.new_empty(inverse.shape[0], rows.shape[1])
 
 
 def _setup_combine(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    rows, weight, order, inverse = inputs
+    weighted = () if weight is None else (rows, weight)
+    ctx.save_for_backward(order, inverse, *weighted)
 
 
-def _gradient_of_combine(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    rows, weight, order, inverse = ctx.saved_tensors
-    places = inverse.flatten()
-    spread: Tensor = _select(gradient.contiguous(), order, places, weight.shape[1])
-    of_weight = (spread * rows).sum(-1).index_select(0, places).reshape(weight.shape)
+def _gradient_of_combine(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+    order, inverse, *weighted = ctx.saved_tensors
+    spread: Tensor = _select(gradient.contiguous(), order, inverse)
+    if not weighted:
+        return spread, None, None, None
+    rows, weight = weighted
+    of_weight = (spread * rows).sum(-1).index_select(0, inverse.flatten()).reshape(weight.shape)
     of_rows = spread * weight.flatten().index_select(0, order).unsqueeze(-1)
     return of_rows, of_weight, None, None
 

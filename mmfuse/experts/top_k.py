@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_at_most, check_positive
-from mmfuse._routing import choose, linear_scores, picked, spread
+from mmfuse._routing import choose, linear_scores, log_sum, picked, spread
 from mmfuse.layers import mask_absent
 from mmfuse.losses import cv_squared_loss, load_balance_loss, router_z_loss
 from mmfuse.types import RouterOutput
@@ -92,16 +92,16 @@ class TopKRouter(nn.Module):
     ) -> RouterOutput:
         """Return the chosen experts; shapes are given in the class docstring."""
         logits = linear_scores(x, self.weight, valid)
-        probs = mask_absent(torch.softmax(logits, dim=-1), valid)
+        probs = torch.softmax(logits, dim=-1)
         index = choose(logits, self.top_k, valid)
+        # The log-sum of one number is that number, so the loss of log-sums is that of the logits.
+        z_loss = router_z_loss(log_sum(logits, probs, index), valid)
+        probs = mask_absent(probs, valid)
         if self.normalize:
             weight = torch.softmax(picked(logits, index), dim=-1)
         else:
             weight = picked(probs, index)
-        losses = {
-            "balance": load_balance_loss(probs, index, valid),
-            "z": router_z_loss(logits, valid),
-        }
+        losses = {"balance": load_balance_loss(probs, index, valid), "z": z_loss}
         weight = mask_absent(weight, valid).to(x.dtype)
         return RouterOutput(weight, losses, index, logits, probs)
 
@@ -199,7 +199,7 @@ class NoisyTopKRouter(nn.Module):
                 clean.shape, generator=generator, device=clean.device, dtype=clean.dtype
             )
             noisy = clean + draw * deviation
-        index = choose(noisy, self.top_k, valid)
+        probs, index = torch.softmax(noisy, dim=-1), choose(noisy, self.top_k, valid)
         weight = mask_absent(torch.softmax(picked(noisy, index), dim=-1), valid)
         if self.training:
             load = _chance_of_being_chosen(clean, noisy, deviation, self.top_k)
@@ -208,10 +208,9 @@ class NoisyTopKRouter(nn.Module):
         losses = {
             "importance": cv_squared_loss(spread(weight, index, self.num_experts), valid),
             "load": cv_squared_loss(load, valid),
-            "z": router_z_loss(noisy, valid),
+            "z": router_z_loss(log_sum(noisy, probs, index), valid),
         }
-        probs = mask_absent(torch.softmax(noisy, dim=-1), valid)
-        return RouterOutput(weight.to(x.dtype), losses, index, noisy, probs)
+        return RouterOutput(weight.to(x.dtype), losses, index, noisy, mask_absent(probs, valid))
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_experts={self.num_experts}, top_k={self.top_k}"
