@@ -76,9 +76,14 @@ class HashRouter(nn.Module):
         self.num_experts = num_experts
         self.top_k = top_k
         self.seed = seed
-        often = [1.0] * num_categories if counts is None else list(counts)
-        table = _assign(often, num_experts, top_k, seed)
-        self.register_buffer("table", table if device is None else table.to(device))
+        self.counts = (1.0,) * num_categories if counts is None else tuple(counts)
+        table = torch.empty(num_categories + 1, top_k, dtype=torch.int64, device=device)
+        self.register_buffer("table", table)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Assign the experts again, as they were: the seed says how."""
+        self.table.copy_(_assign(self.counts, self.num_experts, self.top_k, self.seed))
 
     def forward(
         self,
@@ -108,7 +113,7 @@ class HashRouter(nn.Module):
         )
 
 
-def _assign(counts: list[float], num_experts: int, top_k: int, seed: int) -> Tensor:
+def _assign(counts: Sequence[float], num_experts: int, top_k: int, seed: int) -> Tensor:
     """Experts of each category, the unknown one last: the least loaded ones, frequent first."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(counts), generator=generator).tolist()

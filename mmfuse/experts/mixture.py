@@ -11,6 +11,7 @@ from mmfuse._checks import check_mask, check_positive, check_shape
 from mmfuse._routing import ROUNDING
 from mmfuse.experts.dispatch import limit_capacity
 from mmfuse.experts.experts import Experts
+from mmfuse.experts.parallel import ExpertParallel
 from mmfuse.layers import apply_where, mask_absent
 from mmfuse.types import ChosenTokens, MixtureOutput, RouterOutput, SoftSlots
 
@@ -33,7 +34,8 @@ class MixtureOfExperts(nn.Module):
 
     Args:
         router: A :class:`~mmfuse.types.Router`.
-        experts: :class:`~mmfuse.experts.Experts`, as many as the router knows.
+        experts: :class:`~mmfuse.experts.Experts`, as many as the router knows, or those spread over
+            processes by :class:`~mmfuse.experts.ExpertParallel`.
         shared: Any module on :math:`(\ldots, D)` whose output is added, or ``None``.
         capacity_factor: :math:`c > 0`; ``None`` means that nothing is dropped.
 
@@ -61,7 +63,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(
         self,
         router: nn.Module,
-        experts: Experts,
+        experts: Experts | ExpertParallel,
         shared: nn.Module | None = None,
         *,
         capacity_factor: float | None = None,
@@ -129,7 +131,7 @@ class MixtureOfExperts(nn.Module):
         return routed._replace(expert_index=kept, expert_weight=weight)
 
 
-def _process_chosen(experts: Experts, x: Tensor, slots: ChosenTokens) -> Tensor:
+def _process_chosen(experts: Experts | ExpertParallel, x: Tensor, slots: ChosenTokens) -> Tensor:
     """Each expert on the tokens that it picked, added up where a token was picked twice."""
     lead, (length, dim) = x.shape[:-2], x.shape[-2:]
     groups = math.prod(lead)
@@ -138,11 +140,11 @@ def _process_chosen(experts: Experts, x: Tensor, slots: ChosenTokens) -> Tensor:
     picked = x.reshape(groups * length, dim).index_select(0, flat)
     rows = experts.on_slots(picked.reshape(*slots.token_index.shape, dim))
     rows = (rows * slots.token_weight.unsqueeze(-1)).flatten(0, -2)
-    output = rows.new_zeros(groups * length, experts.out_dim).index_add(0, flat, rows)
-    return output.reshape(*lead, length, experts.out_dim)
+    output = rows.new_zeros(groups * length, rows.shape[-1]).index_add(0, flat, rows)
+    return output.reshape(*lead, length, rows.shape[-1])
 
 
-def _process_soft(experts: Experts, x: Tensor, slots: SoftSlots) -> Tensor:
+def _process_soft(experts: Experts | ExpertParallel, x: Tensor, slots: SoftSlots) -> Tensor:
     """Each expert on mixtures of tokens, mixed back."""
     mixed = torch.einsum("...les,...ld->...esd", slots.dispatch.to(x.dtype), x)
     rows = experts.on_slots(mixed.to(x.dtype))

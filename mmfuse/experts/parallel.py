@@ -32,7 +32,8 @@ class ExpertParallel(nn.Module):
     .. note::
         Gradients of the experts are those of the *mean* of the processes' losses, the convention
         of :class:`torch.nn.parallel.DistributedDataParallel`, so that one learning rate fits all.
-        Leave these parameters out of whatever averages the gradients of the others.
+        Leave these parameters out of whatever averages the gradients of the others, as in
+        ``fully_shard(model, ignored_params=set(experts.parameters()))``.
 
     Args:
         experts: The experts, which are sharded in place.
@@ -40,11 +41,12 @@ class ExpertParallel(nn.Module):
 
     Shape:
         - x: :math:`(\ldots, D)`, the tokens of this process
-        - expert_weight, expert_index: :math:`(\ldots, K)`, over all :math:`E` experts; -1 is nobody
+        - expert_weight: :math:`(\ldots, E)`, or :math:`(\ldots, K)` beside an index
+        - expert_index: :math:`(\ldots, K)`, over all :math:`E` experts; -1 is nobody
         - output: :math:`(\ldots, O)`
 
     Raises:
-        ValueError: If the mesh has more than one dimension, there is no index, or shapes disagree.
+        ValueError: If the mesh has more than one dimension, or shapes disagree.
 
     Example:
         >>> import torch.distributed as dist
@@ -88,13 +90,14 @@ class ExpertParallel(nn.Module):
     def forward(
         self,
         x: Tensor,  # (..., D)
-        expert_weight: Tensor,  # (..., K)
+        expert_weight: Tensor,  # (..., E) or (..., K)
         expert_index: Tensor | None = None,  # (..., K)
     ) -> Tensor:  # (..., O)
         """Return the weighted sum of the experts; shapes are given in the class docstring."""
         check_shape("x", x, self.dim)
-        if expert_index is None:
-            raise ValueError("Expected expert_index of shape (..., K), got None.")
+        if expert_index is None:  # every expert
+            everyone = torch.arange(self.num_experts, device=x.device)
+            expert_index = everyone.expand(*x.shape[:-1], -1)
         check_shape("expert_index", expert_index, *x.shape[:-1], "K", leading=False)
         check_shape("expert_weight", expert_weight, *expert_index.shape, leading=False)
         top_k = expert_index.shape[-1]
@@ -105,6 +108,19 @@ class ExpertParallel(nn.Module):
         back = torch.cat([back, back.new_zeros(len(rows) - there, back.shape[-1])])
         output = combine_rows(back, expert_weight.reshape(-1, top_k), plan)
         return output.reshape(*x.shape[:-1], output.shape[-1])
+
+    def on_slots(
+        self,
+        slots: Tensor,  # (..., E, S, D)
+    ) -> Tensor:  # (..., E, S, O)
+        """Return what each expert makes of its own slots, unweighted."""
+        check_shape("slots", slots, self.num_experts, "S", self.dim)
+        by_expert = slots.movedim(-3, 0)  # (E, ..., S, D)
+        rows = by_expert.reshape(-1, self.dim)
+        each = len(rows) // self.num_experts
+        counts = torch.full((self.num_experts,), each, dtype=torch.int32, device=rows.device)
+        rows = self._visit(rows, counts)
+        return rows.reshape(*by_expert.shape[:-1], rows.shape[-1]).movedim(0, -3)
 
     def _shard(self, parameter: Tensor) -> Tensor:
         # Imported here: it takes long, and few need it.

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, multiprocessing, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from mmfuse import Experts, MixtureOfExperts, SigmoidRouter, TopKRouter
-from mmfuse.experts import ExpertParallel
+from mmfuse import Experts, MixtureOfExperts, SigmoidRouter, SlotRouter, SoftRouter, TopKRouter
+from mmfuse.experts import ExpertChoiceRouter, ExpertParallel
 
 DIM = 4
 
@@ -39,19 +40,25 @@ def together(folder: Path, processes: int, task: Callable[..., Any], *arguments:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
-def mixture(num_experts: int, backend: str = "auto") -> MixtureOfExperts:
+def mixture(num_experts: int, backend: str = "auto", kind: str = "top k") -> MixtureOfExperts:
     torch.manual_seed(0)
-    router = TopKRouter(DIM, num_experts, min(2, num_experts))
+    routers: dict[str, Callable[[], nn.Module]] = {
+        "top k": lambda: TopKRouter(DIM, num_experts, min(2, num_experts)),
+        "soft": lambda: SoftRouter(DIM, num_experts),
+        "slots": lambda: SlotRouter(DIM, num_experts, 2),
+        "expert choice": lambda: ExpertChoiceRouter(DIM, num_experts),
+    }
     bank = Experts(num_experts, DIM, 3, 5, backend=backend)
     for bias in (bank.in_bias, bank.out_bias):
         nn.init.normal_(bias)
-    return MixtureOfExperts(router, bank).double()
+    return MixtureOfExperts(routers[kind](), bank).double()
 
 
 def tokens(sizes: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+    """Sequences of six tokens for each process, and what their outputs are multiplied with."""
     torch.manual_seed(1)
-    parts = [torch.randn(size, DIM, dtype=torch.float64) for size in sizes]
-    goals = [torch.randn(size, 5, dtype=torch.float64) for size in sizes]
+    parts = [torch.randn(size, 6, DIM, dtype=torch.float64) for size in sizes]
+    goals = [torch.randn(size, 6, 5, dtype=torch.float64) for size in sizes]
     return parts, goals
 
 
@@ -65,11 +72,10 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def one_process(num_experts: int, sizes: list[int]) -> tuple[list[Tensor], dict[str, Tensor]]:
+def one_process(model: MixtureOfExperts, sizes: list[int]) -> tuple[list[Tensor], Any]:
     """The mean over the parts of what each part's loss asks for."""
-    model = mixture(num_experts)
-    outputs = [model(x).output for x in tokens(sizes)[0]]
-    goals = tokens(sizes)[1]
+    parts, goals = tokens(sizes)
+    outputs = [model(x).output for x in parts]
     total = sum((y * goal).sum() for y, goal in zip(outputs, goals, strict=True)) / len(sizes)
     total.backward()
     return [y.detach() for y in outputs], gradients(model)
@@ -78,8 +84,8 @@ def one_process(num_experts: int, sizes: list[int]) -> tuple[list[Tensor], dict[
 # -- expert parallelism ----------------------------------------------------------------------------
 
 
-def parallel(rank: int, num_experts: int, sizes: list[int], backend: str) -> Any:
-    model = mixture(num_experts, backend)
+def parallel(rank: int, sizes: list[int], *of_mixture: Any) -> Any:
+    model = mixture(*of_mixture)
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     model.experts = ExpertParallel(model.experts, mesh)
     parts, goals = tokens(sizes)
@@ -93,15 +99,31 @@ def parallel(rank: int, num_experts: int, sizes: list[int], backend: str) -> Any
 
 
 @pytest.mark.parametrize(
-    ("num_experts", "sizes", "backend"),
-    [(4, [6, 6], "auto"), (5, [7, 0], "loop"), (3, [1, 9], "grouped"), (1, [4, 3], "auto")],
-    ids=["even", "a process without tokens", "uneven", "a process without experts"],
+    ("sizes", "num_experts", "backend", "kind"),
+    [
+        ([2, 2], 4, "auto", "top k"),
+        ([2, 0], 5, "loop", "top k"),
+        ([1, 3], 3, "grouped", "top k"),
+        ([2, 1], 1, "auto", "top k"),
+        ([2, 1], 3, "auto", "soft"),
+        ([2, 1], 3, "auto", "slots"),
+        ([0, 2], 3, "auto", "expert choice"),
+    ],
+    ids=[
+        "even",
+        "a process without tokens",
+        "uneven",
+        "a process without experts",
+        "all experts",
+        "slots",
+        "expert choice",
+    ],
 )
 def test_two_processes_give_the_numbers_of_one(
-    tmp_path: Path, num_experts: int, sizes: list[int], backend: str
+    tmp_path: Path, sizes: list[int], num_experts: int, backend: str, kind: str
 ) -> None:
-    outputs, wanted = one_process(num_experts, sizes)
-    results = together(tmp_path, 2, parallel, num_experts, sizes, backend)
+    outputs, wanted = one_process(mixture(num_experts, backend, kind), sizes)
+    results = together(tmp_path, 2, parallel, sizes, num_experts, backend, kind)
     for (output, found, shards), y in zip(results, outputs, strict=True):
         torch.testing.assert_close(output, y)
         torch.testing.assert_close(found, wanted)
@@ -122,10 +144,29 @@ def replicated(rank: int, sizes: list[int]) -> Any:
     return gradients(model)
 
 
-@pytest.mark.parametrize("sizes", [[40, 2], [3, 0]], ids=["idle experts", "no tokens"])
+@pytest.mark.parametrize("sizes", [[7, 1], [1, 0]], ids=["idle experts", "no tokens"])
 def test_data_parallel_training_with_idle_experts(tmp_path: Path, sizes: list[int]) -> None:
-    _, wanted = one_process(16, sizes)
+    _, wanted = one_process(mixture(16), sizes)
     for found in together(tmp_path, 2, replicated, sizes):
+        torch.testing.assert_close(found, wanted)
+
+
+def sharded(rank: int, sizes: list[int]) -> Any:
+    """Experts spread by mmfuse, everything else by torch's fully sharded data parallelism."""
+    model = mixture(4)
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    model.experts = ExpertParallel(model.experts, mesh)
+    fully_shard(model, mesh=mesh, ignored_params=set(model.experts.parameters()))
+    parts, goals = tokens(sizes)
+    for _ in range(2):
+        model.zero_grad()
+        (model(parts[rank]).output * goals[rank]).sum().backward()
+    return gradients(model)
+
+
+def test_spread_experts_inside_a_sharded_model(tmp_path: Path) -> None:
+    _, wanted = one_process(mixture(4), [2, 1])
+    for found in together(tmp_path, 2, sharded, [2, 1]):
         torch.testing.assert_close(found, wanted)
 
 
@@ -148,12 +189,6 @@ def alone() -> Any:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     dist.destroy_process_group()
-
-
-def test_needs_an_index(alone: Any) -> None:
-    experts = ExpertParallel(Experts(2, 3, 4), alone)
-    with pytest.raises(ValueError, match=r"Expected expert_index of shape \(\.\.\., K\), got None"):
-        experts(torch.zeros(5, 3), torch.zeros(5, 2))
 
 
 def test_needs_a_mesh_of_one_dimension(alone: Any) -> None:
