@@ -20,6 +20,7 @@ CONFIGS = {
     "layernorm": replace(SMALL, norm="layernorm"),
     "shared, normalised experts": replace(SMALL, shared_experts=True, normalize_experts=True),
     "difficulty": replace(SMALL, guidance="difficulty", reduction="sum", detach_gate=True),
+    "sparse": replace(SMALL, num_experts=4, top_k=2),
     "no guidance": replace(SMALL, category_guidance=False),
     "no id": replace(SMALL, use_id=False),
 }
@@ -118,6 +119,19 @@ def test_category_matters_unless_guidance_is_off(tiny):
             torch.manual_seed(0)
             outputs.append(CAMMSR(tiny.features, given, config).eval()(HISTORY, VALID).states)
         assert torch.equal(*outputs) == same
+
+
+def test_each_position_keeps_its_best_experts(tiny):
+    outputs = []
+    for config in (replace(SMALL, num_experts=4), CONFIGS["sparse"]):
+        torch.manual_seed(0)
+        outputs.append(CAMMSR(tiny.features, tiny.labels, config).eval()(HISTORY, VALID))
+    every, kept = (output.enriched.router for output in outputs)
+    best = every.expert_weight.abs().topk(2).indices
+    present = outputs[0].present & VALID.unsqueeze(-1)
+    assert torch.equal(kept.expert_index, torch.where(present.unsqueeze(-1), best, -1))
+    torch.testing.assert_close(kept.expert_weight, every.expert_weight.gather(-1, best))
+    assert not torch.allclose(outputs[0].states, outputs[1].states)
 
 
 def test_encoding_one_position_equals_encoding_all(camm):

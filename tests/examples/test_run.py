@@ -165,6 +165,7 @@ def test_number_of_seeds():
         (["--model.dim", "9"], "Expected dim divisible by num_heads, got 9 and 2"),
         (["--model.dropout", "1.5"], "Expected 0 <= dropout <= 1, got 1.5"),
         (["--training.threads", "0"], "Expected threads >= 1, got 0"),
+        (["--model.top_k", "5"], "Expected top_k between 1 and num_experts (4), got 5"),
         (["--training.max_epochs", "0"], "Expected max_epochs >= 1, got 0"),
         (["--model.num_layers", "0"], "Expected num_layers >= 1, got 0"),
         (["--objective.contrast_weight", "-1"], "Expected contrast_weight >= 0, got -1.0"),

@@ -26,6 +26,7 @@ class ModelConfig:
         norm: Dynamic tanh (Eq. 13), or LayerNorm: the ablation "w/o DyT".
         init_scale: Standard deviation of every stream at the start.
         num_experts: Experts K for each modality (Eq. 5).
+        top_k: How many experts each position keeps; all of them by default, as printed.
         shared_experts: Whether modalities share one bank of experts.
         normalize_experts: Whether expert weights sum to one; as printed (Eq. 7) they do not.
         category_guidance: Whether categories weigh the modalities; otherwise equal weights.
@@ -46,6 +47,7 @@ class ModelConfig:
     norm: Norm = "dyt"
     init_scale: float = 0.25
     num_experts: int = 4
+    top_k: int | None = None
     shared_experts: bool = False
     normalize_experts: bool = False
     category_guidance: bool = True
@@ -58,6 +60,10 @@ class ModelConfig:
         """Refuse what no model can be made of."""
         _check_at_least(1, self, "dim", "num_layers", "num_heads", "hidden_dim", "max_length")
         _check_at_least(1, self, "num_experts")
+        if self.top_k is not None and not 1 <= self.top_k <= self.num_experts:
+            raise ValueError(
+                f"Expected top_k between 1 and num_experts ({self.num_experts}), got {self.top_k}."
+            )
         _check_share(self, "dropout")
         if self.dim % self.num_heads:
             raise ValueError(

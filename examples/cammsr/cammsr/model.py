@@ -59,6 +59,7 @@ class CAMMSR(nn.Module):
             config.num_experts,
             normalize=config.normalize_experts,
             shared_experts=config.shared_experts,
+            top_k=config.top_k,
             guidance=config.guidance,
             reduction=config.reduction,
             temperature=config.gate_temperature,
