@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from mmfuse import Experts, MixtureOfExperts, SlotRouter, TopKRouter
 
-__all__ = ["DROPLESS", "MIXTURES", "Setting"]
+__all__ = ["MIXTURES", "Setting"]
 
 Setting = tuple[int, int, int, int]  # width D, hidden width F, experts E, experts a token K
 Builder = Callable[[int, int, int, int], nn.Module | None]
@@ -154,4 +154,3 @@ MIXTURES: dict[str, Builder] = {
     "transformers Mixtral": mixtral,
     "torch_geometric HeteroLinear": hetero_linear,
 }
-DROPLESS = ("transformers Mixtral", "torch_geometric HeteroLinear")

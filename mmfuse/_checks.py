@@ -13,6 +13,8 @@ from torch import Tensor
 __all__ = [
     "check_at_most",
     "check_choice",
+    "check_floating",
+    "check_index",
     "check_mask",
     "check_positive",
     "check_probability",
@@ -20,20 +22,22 @@ __all__ = [
 ]
 
 
-def check_shape(name: str, tensor: Tensor, *dims: int | str, leading: bool = True) -> None:
+def check_shape(name: str, tensor: Tensor | None, *dims: int | str, leading: bool = True) -> None:
     """Demand the last dimensions of a tensor; a letter stands for any size.
 
     Without ``leading`` these are all its dimensions.
     """
-    tail = tensor.shape[max(tensor.ndim - len(dims), 0) :]
-    enough = tensor.ndim >= len(dims) if leading else tensor.ndim == len(dims)
-    fits = enough and all(
-        isinstance(want, str) or want == got for want, got in zip(dims, tail, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(str(dim) for dim in (("...", *dims) if leading else dims))
-        comma = "," if not leading and len(dims) == 1 else ""
-        raise ValueError(f"Expected {name} of shape ({wanted}{comma}), got {tuple(tensor.shape)}.")
+    if tensor is not None:
+        tail = tensor.shape[max(tensor.ndim - len(dims), 0) :]
+        enough = tensor.ndim >= len(dims) if leading else tensor.ndim == len(dims)
+        if enough and all(
+            isinstance(want, str) or want == got for want, got in zip(dims, tail, strict=True)
+        ):
+            return
+    wanted = ", ".join(str(dim) for dim in (("...", *dims) if leading else dims))
+    comma = "," if not leading and len(dims) == 1 else ""
+    got = None if tensor is None else tuple(tensor.shape)
+    raise ValueError(f"Expected {name} of shape ({wanted}{comma}), got {got}.")
 
 
 def check_mask(name: str, mask: Tensor, shape: Iterable[int]) -> None:
@@ -70,3 +74,25 @@ def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
         raise ValueError(f"Expected {name} to be one of {listed}, got {value!r}.")
+
+
+def check_floating(name: str, tensor: Tensor) -> None:
+    """Demand real numbers of floating point."""
+    if not tensor.is_floating_point():
+        raise ValueError(f"Expected {name} of a floating dtype, got {tensor.dtype}.")
+
+
+def check_index(name: str, index: Tensor, limit_name: str, limit: int) -> None:
+    """Demand whole numbers below a limit.
+
+    Values are read where that costs nothing: on the CPU, outside of compilation and vmap.
+    """
+    if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
+        raise ValueError(f"Expected {name} of an integer dtype, got {index.dtype}.")
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return
+    if index.device.type != "cpu" or not index.numel():
+        return
+    highest = int(index.max())
+    if highest >= limit:
+        raise ValueError(f"Expected {name} < {limit_name} = {limit}, got {highest}.")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfuse._checks import check_mask, check_shape
+from mmfuse._checks import check_floating, check_mask, check_shape
 from mmfuse._precision import at_least_float32, without_autocast
 
 __all__ = ["ROUNDING", "choose", "count_choices", "linear_scores", "log_sum", "picked", "spread"]
@@ -21,6 +21,7 @@ def linear_scores(
 ) -> Tensor:  # (..., E)
     """Scores of a linear router, in float32 at least, whatever autocast says; zero at padding."""
     check_shape("x", x, weight.shape[-1])
+    check_floating("x", x)
     if valid is not None:
         check_mask("valid", valid, x.shape[:-1])
         x = torch.where(valid.unsqueeze(-1), x, x.new_zeros(()))
@@ -75,9 +76,9 @@ def spread(
     num_experts: int,
 ) -> Tensor:  # (..., E)
     """Values side by side for every expert, zero where nobody chose it."""
-    slots = torch.where(index < 0, num_experts, index)
+    slots = index.clamp_min(-1) + 1  # nobody comes first
     wide = values.new_zeros(*values.shape[:-1], num_experts + 1)
-    return wide.scatter_add(-1, slots, values)[..., :num_experts]
+    return wide.scatter_add(-1, slots, values)[..., 1:]
 
 
 def count_choices(
@@ -85,6 +86,6 @@ def count_choices(
     num_experts: int,
 ) -> Tensor:  # (E,)
     """How often each expert was chosen, int64; -1 counts for nobody."""
-    flat = torch.where(index < 0, num_experts, index).flatten()
+    flat = index.flatten().clamp_min(-1) + 1  # nobody comes first
     counts = flat.new_zeros(num_experts + 1)
-    return counts.scatter_add(0, flat, torch.ones_like(flat))[:num_experts]
+    return counts.scatter_add(0, flat, torch.ones_like(flat))[1:]

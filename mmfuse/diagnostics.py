@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse._checks import check_index, check_mask, check_positive, check_shape
 from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse._routing import count_choices, spread
 from mmfuse.layers import mask_absent
@@ -60,6 +60,7 @@ def tokens_per_expert(
     check_positive(num_experts=num_experts)
     weight, index = _choices(routed, valid)
     if index is not None:
+        check_index("expert_index", index, "num_experts", num_experts)
         return count_choices(index, num_experts)
     check_shape("expert_weight", weight, num_experts)
     return (weight != 0).reshape(-1, num_experts).sum(0)
@@ -193,7 +194,7 @@ def dropped_share(routed: RouterOutput, valid: Tensor | None = None) -> Tensor: 
         - valid: :math:`(\ldots)`, the tokens of ``routed``; output: :math:`()`
 
     Returns:
-        The share, float32; zero without an index and without a valid token.
+        The share, float32; without an index, that of the tokens that no expert took.
 
     Raises:
         ValueError: If ``valid`` is not boolean, or shapes disagree.
@@ -203,10 +204,9 @@ def dropped_share(routed: RouterOutput, valid: Tensor | None = None) -> Tensor: 
         tensor(0.2500)
     """
     weight, index = _choices(routed, valid)
-    if index is None:
-        return torch.zeros((), device=weight.device)
-    asked = mask_absent(torch.ones_like(index), valid)
-    return (asked * (index < 0)).sum() / asked.sum().clamp_min(1)
+    lost = (weight == 0).all(-1, keepdim=True) if index is None else index < 0
+    asked = mask_absent(torch.ones_like(lost), valid)
+    return (asked & lost).sum() / asked.sum().clamp_min(1)
 
 
 def category_expert_use(

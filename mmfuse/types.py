@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
+from torch.utils import _pytree
 
 __all__ = [
     "ChosenTokens",
@@ -73,7 +74,11 @@ class SoftSlots(NamedTuple):
 
 
 class RouterOutput(NamedTuple):
-    """Which experts process a token, and how much each of them counts."""
+    """Which experts process a token, and how much each of them counts.
+
+    Routers that choose give an index; those that score give logits and probabilities; those whose
+    experts choose or mix tokens give slots. What a router has not is ``None``.
+    """
 
     expert_weight: Tensor  #: ``(..., K)`` beside ``expert_index``, ``(..., E)`` without it
     losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
@@ -144,3 +149,19 @@ class Fusion(Protocol):
     def __call__(
         self, x: Tensor, present: Tensor | None = None, context: Tensor | None = None
     ) -> FusionOutput: ...
+
+
+# By these names torch.export.save writes them; torch has no public way to say so.
+for _kind in (
+    Streams,
+    TableOutput,
+    GateOutput,
+    DispatchPlan,
+    ChosenTokens,
+    SoftSlots,
+    RouterOutput,
+    MixtureOutput,
+    EnrichmentOutput,
+    FusionOutput,
+):
+    _pytree._register_namedtuple(_kind, serialized_type_name=f"mmfuse.types.{_kind.__name__}")

@@ -10,6 +10,7 @@ import torch
 
 from mmfuse._checks import (
     check_choice,
+    check_index,
     check_mask,
     check_positive,
     check_probability,
@@ -38,6 +39,9 @@ def test_good_values_pass() -> None:
     check_probability(p=0, dropout=1.0)
     check_choice("word", "b", ("a", "b"))
     check_choice("word", "b", {"a": 1, "b": 2})
+    check_index("index", torch.tensor([[-100, 2]]), "limit", 3)
+    check_index("index", torch.zeros(0, dtype=torch.int32), "limit", 0)
+    check_index("index", torch.tensor([9], device="meta"), "limit", 3)  # values are not read
 
 
 # -- what does not, and how that is said -----------------------------------------------------------
@@ -93,3 +97,21 @@ def test_not_positive(value: float) -> None:
 def test_not_a_probability(value: float) -> None:
     with pytest.raises(ValueError, match=rf"^Expected 0 <= p <= 1, got {value}\.$"):
         check_probability(q=0.5, p=value)
+
+
+def test_nothing_where_a_tensor_is_wanted() -> None:
+    with pytest.raises(ValueError, match=r"^Expected probs of shape \(\.\.\., E\), got None\.$"):
+        check_shape("probs", None, "E")
+
+
+@pytest.mark.parametrize(
+    ("index", "sentence"),
+    [
+        (torch.tensor([[0, 3], [1, -1]]), "Expected index < limit = 3, got 3."),
+        (torch.tensor([0.0]), "Expected index of an integer dtype, got torch.float32."),
+        (torch.tensor([True]), "Expected index of an integer dtype, got torch.bool."),
+    ],
+)
+def test_wrong_index(index: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        check_index("index", index, "limit", 3)

@@ -153,6 +153,23 @@ def test_dropped_share_matches_naive(case):
 
 
 @given(batches())
+@few
+def test_without_an_index_tokens_of_no_expert_are_dropped(case):
+    routed = case.routed._replace(expert_index=None)
+    weights = [routed.expert_weight[place].tolist() for place in tokens(case.valid)]
+    wanted = sum(not any(row) for row in weights) / max(len(weights), 1)
+    torch.testing.assert_close(dropped_share(routed, case.valid), torch.tensor(wanted))
+
+
+def test_tokens_that_no_expert_picked_are_dropped():
+    torch.manual_seed(0)
+    routed = ExpertChoiceRouter(4, 3, capacity_factor=0.5)(torch.randn(2, 12, 4))
+    unpicked = (routed.expert_weight == 0).all(-1).float().mean()
+    assert 0 < unpicked < 1
+    assert dropped_share(routed) == unpicked
+
+
+@given(batches())
 @settings(max_examples=60)
 def test_category_expert_use_matches_naive(case):
     wanted = torch.tensor(naive_use(case), dtype=torch.float64)

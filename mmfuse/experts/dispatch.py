@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfuse._checks import check_positive, check_shape
+from mmfuse._checks import check_index, check_positive, check_shape
 from mmfuse.types import DispatchPlan
 
 __all__ = ["combine_rows", "gather_rows", "limit_capacity", "plan_dispatch"]
@@ -24,7 +24,7 @@ def plan_dispatch(
         \text{offsets}_e = \left| \{ (t, k) : 0 \le i_{tk} \le e \} \right|
 
     Args:
-        expert_index: Chosen experts; -1 is nobody.
+        expert_index: Chosen experts; -1 (any negative number) is nobody.
         num_experts: Number :math:`E` of experts.
 
     Shape:
@@ -35,7 +35,8 @@ def plan_dispatch(
         The plan, for :func:`gather_rows` and :func:`combine_rows`.
 
     Raises:
-        ValueError: If the index has not two dimensions.
+        ValueError: If the index has not two dimensions, is not of integers, or (on the CPU) names
+            an expert that is not there.
 
     Example:
         >>> plan = plan_dispatch(torch.tensor([[1], [0], [-1], [1]]), num_experts=2)
@@ -43,6 +44,7 @@ def plan_dispatch(
         (tensor([1, 0, 3, 2]), tensor([1, 3], dtype=torch.int32))
     """
     check_shape("expert_index", expert_index, "T", "K", leading=False)
+    check_index("expert_index", expert_index, "num_experts", num_experts)
     flat = expert_index.flatten()
     key, order = torch.where(flat < 0, num_experts, flat).sort(stable=True)
     experts = torch.arange(num_experts, device=flat.device, dtype=key.dtype)
@@ -139,7 +141,7 @@ def limit_capacity(
     Args:
         expert_index: Chosen experts; -1 is nobody.
         num_experts: Number :math:`E` of experts.
-        capacity: How many choices :math:`C` an expert takes.
+        capacity: How many choices :math:`C` an expert takes; zero takes none.
 
     Shape:
         - expert_index, output: :math:`(\ldots, K)`
@@ -148,7 +150,8 @@ def limit_capacity(
         The choices, -1 where dropped.
 
     Raises:
-        ValueError: If the index has no dimension, or a number is not positive.
+        ValueError: If the index has no dimension or names an expert that is not there, or the
+            number of experts is not positive.
 
     Example:
         >>> limit_capacity(torch.tensor([[0, 1], [0, 1], [1, 0]]), num_experts=2, capacity=2)

@@ -11,11 +11,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mmfuse._activation import ACTIVATIONS
-from mmfuse._checks import check_choice, check_positive, check_shape
+from mmfuse._checks import check_choice, check_floating, check_index, check_positive, check_shape
 from mmfuse._precision import without_autocast
 from mmfuse._routing import spread
 from mmfuse.experts.dispatch import combine_rows, gather_rows, plan_dispatch
 from mmfuse.experts.rows import expert_rows
+from mmfuse.layers import mask_absent
 
 __all__ = ["Experts"]
 
@@ -75,7 +76,8 @@ class Experts(nn.Module):
         - output: :math:`(\ldots, O)`
 
     Raises:
-        ValueError: If a size is not positive, a word is not among the choices, or shapes disagree.
+        ValueError: If a size is not positive, a word is not among the choices, ``x`` is not of
+            floating point, (on the CPU) an index is no expert's, or shapes disagree.
 
     Example:
         >>> experts = Experts(4, dim=8, hidden_dim=16)
@@ -140,21 +142,25 @@ class Experts(nn.Module):
     ) -> Tensor:  # (..., O)
         """Return the weighted sum of the experts; shapes are given in the class docstring."""
         check_shape("x", x, self.dim)
-        if expert_index is None:
-            check_shape("expert_weight", expert_weight, self.num_experts)
-        else:
-            check_shape("expert_index", expert_index, *x.shape[:-1], "K", leading=False)
-            check_shape("expert_weight", expert_weight, *expert_index.shape, leading=False)
+        check_floating("x", x)
         dtype = _product_dtype(x)
         tokens, expert_weight = x.to(dtype), expert_weight.to(dtype)
+        if expert_index is None:
+            check_shape("expert_weight", expert_weight, self.num_experts)
+            with without_autocast(x.device):
+                return self._dense(tokens, expert_weight).to(x.dtype)
+        check_shape("expert_index", expert_index, *x.shape[:-1], "K", leading=False)
+        check_shape("expert_weight", expert_weight, *expert_index.shape, leading=False)
+        check_index("expert_index", expert_index, "num_experts", self.num_experts)
+        somebody = expert_index >= 0
+        expert_weight = torch.where(somebody, expert_weight, 0)
         with without_autocast(x.device):
-            if expert_index is not None and not self._is_dense(expert_index):
-                output = self._sparse(tokens, expert_weight, expert_index)
-            else:
-                if expert_index is not None:
-                    expert_weight = spread(expert_weight, expert_index, self.num_experts)
-                output = self._dense(tokens, expert_weight)
-        return output.to(x.dtype)
+            if self._is_dense(expert_index):
+                tokens = mask_absent(tokens, somebody.any(-1))
+                chosen = spread(torch.ones_like(expert_weight), expert_index, self.num_experts) > 0
+                expert_weight = spread(expert_weight, expert_index, self.num_experts)
+                return self._dense(tokens, expert_weight, chosen).to(x.dtype)
+            return self._sparse(tokens, expert_weight, expert_index).to(x.dtype)
 
     def on_slots(
         self,
@@ -162,6 +168,7 @@ class Experts(nn.Module):
     ) -> Tensor:  # (..., E, S, O)
         """Return what each expert makes of its own slots, unweighted."""
         check_shape("slots", slots, self.num_experts, "S", self.dim)
+        check_floating("slots", slots)
         lead = slots.shape[:-3]
         in_weight, in_bias, out_weight, out_bias = self._weights(_product_dtype(slots))
         x = slots.to(in_weight.dtype).reshape(math.prod(lead), *slots.shape[-3:])
@@ -201,14 +208,15 @@ class Experts(nn.Module):
         self,
         x: Tensor,  # (..., D)
         expert_weight: Tensor,  # (..., E)
+        chosen: Tensor | None = None,  # (..., E)
     ) -> Tensor:  # (..., O)
         in_weight, in_bias, out_weight, out_bias = self._weights(x.dtype)
         hidden = x @ rearrange(in_weight, "e d f -> d (e f)")
         if in_bias is not None:
             hidden = hidden + in_bias.flatten()
         hidden = ACTIVATIONS[self.activation].forward(hidden.unflatten(-1, in_weight.shape[::2]))
-        weighted = (hidden * expert_weight.unsqueeze(-1)).flatten(-2)
-        output: Tensor = weighted @ rearrange(out_weight, "e f o -> (e f) o")
+        weighted = mask_absent(hidden, chosen) * expert_weight.unsqueeze(-1)
+        output: Tensor = weighted.flatten(-2) @ rearrange(out_weight, "e f o -> (e f) o")
         return output if out_bias is None else output + expert_weight @ out_bias
 
     def _sparse(

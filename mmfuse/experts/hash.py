@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_at_most, check_mask, check_positive, check_shape
+from mmfuse._checks import check_at_most, check_index, check_mask, check_positive, check_shape
 from mmfuse.layers import mask_absent
 from mmfuse.types import RouterOutput
 
@@ -44,7 +44,8 @@ class HashRouter(nn.Module):
 
     Raises:
         ValueError: If a size is not positive, ``top_k`` exceeds ``num_experts``, ``counts`` has
-            another length than ``num_categories``, the categories are missing, or shapes disagree.
+            another length than ``num_categories``, the categories are missing, no integers, or (on
+            the CPU) :math:`C` and more, or shapes disagree.
 
     Example:
         >>> router = HashRouter(num_categories=6, num_experts=3)
@@ -99,7 +100,8 @@ class HashRouter(nn.Module):
         if valid is not None:
             check_mask("valid", valid, x.shape[:-1])
             context = context.masked_fill(~valid, -100)
-        known = self.table[: self.num_categories][context.clamp_min(0)]
+        check_index("context", context, "num_categories", self.num_categories)
+        known = self.table[: self.num_categories][context.clamp_min(0).long()]
         index = torch.where(context.unsqueeze(-1) < 0, self.table[self.num_categories], known)
         weight = x.new_full(index.shape, 1 / self.top_k)
         if valid is not None:
@@ -115,15 +117,15 @@ class HashRouter(nn.Module):
 
 def _assign(counts: Sequence[float], num_experts: int, top_k: int, seed: int) -> Tensor:
     """Experts of each category, the unknown one last: the least loaded ones, frequent first."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(counts), generator=generator).tolist()
+    generator = torch.Generator("cpu").manual_seed(seed)
+    drawn = torch.randperm(len(counts), generator=generator, device="cpu").tolist()
     order = sorted(drawn, key=lambda category: -counts[category])
     load = [0.0] * num_experts
-    table = torch.empty(len(counts) + 1, top_k, dtype=torch.int64)
+    table = torch.empty(len(counts) + 1, top_k, dtype=torch.int64, device="cpu")
     for category in [*order, len(counts)]:
-        tie = torch.rand(num_experts, generator=generator).tolist()
+        tie = torch.rand(num_experts, generator=generator, device="cpu").tolist()
         experts = sorted(range(num_experts), key=lambda e: (load[e], tie[e]))[:top_k]
-        table[category] = torch.tensor(experts)
+        table[category] = torch.tensor(experts, device="cpu")
         for expert in experts:
             load[expert] += counts[category] if category < len(counts) else 0.0
     return table

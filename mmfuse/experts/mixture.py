@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +27,21 @@ class MixtureOfExperts(nn.Module):
         \mathrm{Expert}_k(\mathbf{x}) \; [\, + \mathrm{Shared}(\mathbf{x}) \,]
 
     Any router of :mod:`mmfuse.experts` fits: routers that choose, that weigh all, that let experts
-    choose, that fill slots. No choice is dropped unless ``capacity_factor`` says so: then an
-    expert takes at most :math:`\lceil c \, n K / E \rceil` of the choices of :math:`n` valid tokens
-    (:func:`~mmfuse.experts.limit_capacity`), and what it has no room for shows as -1 in
-    ``router.expert_index``. Padding costs no expert and gives zeros. A shared expert sees every
+    choose, that fill slots. Padding costs no expert and gives zeros. A shared expert sees every
     valid token (:cite:`dai2024deepseekmoe`).
+
+    No choice is dropped unless ``capacity_factor`` says so, to a router that gives an index: then
+    an expert takes at most :math:`\lceil c \, n K / E \rceil` of the choices of :math:`n` valid
+    tokens (:func:`~mmfuse.experts.limit_capacity`), what it has no room for shows as -1 in
+    ``router.expert_index``, and the weights of the others stay as they were. This holds in
+    evaluation too: what a token gets then depends on the other tokens of the batch.
 
     Args:
         router: A :class:`~mmfuse.types.Router`.
         experts: :class:`~mmfuse.experts.Experts`, as many as the router knows, or those spread over
             processes by :class:`~mmfuse.experts.ExpertParallel`.
-        shared: Any module on :math:`(\ldots, D)` whose output is added, or ``None``.
+        shared: A module on :math:`(\ldots, D)` whose output is added: a network of yours, or
+            :class:`~mmfuse.experts.Experts`, each of which then counts fully; or ``None``.
         capacity_factor: :math:`c > 0`; ``None`` means that nothing is dropped.
 
     Shape:
@@ -49,8 +54,9 @@ class MixtureOfExperts(nn.Module):
         :class:`~mmfuse.types.MixtureOutput` with the router's losses.
 
     Raises:
-        ValueError: If router and experts disagree about their number, ``capacity_factor`` is not
-            positive, or shapes disagree.
+        ValueError: If the experts are none, router and experts disagree about their number,
+            ``capacity_factor`` is not positive or the router gives no index for it, or shapes
+            disagree.
 
     Example:
         >>> from mmfuse.experts import TopKRouter
@@ -70,6 +76,8 @@ class MixtureOfExperts(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(capacity_factor=1.0 if capacity_factor is None else capacity_factor)
+        if not hasattr(experts, "on_slots"):
+            raise ValueError(f"Expected Experts or ExpertParallel, got {type(experts).__name__}.")
         known = getattr(router, "num_experts", experts.num_experts)
         if known != experts.num_experts:
             raise ValueError(
@@ -109,16 +117,30 @@ class MixtureOfExperts(nn.Module):
             choice = routed.expert_weight, routed.expert_index
             output = apply_where(self.experts, valid, x, *choice)
         if self.shared is not None:
-            output = output + apply_where(self.shared, valid, x)
+            shared = apply_where(self._share, valid, x)
+            check_shape("shared(x)", shared, *output.shape, leading=False)
+            output = output + shared
         return MixtureOutput(output, routed, dict(routed.losses))
 
     def extra_repr(self) -> str:
         return f"capacity_factor={self.capacity_factor}"
 
+    def _share(self, x: Tensor) -> Tensor:
+        shared: Any = self.shared
+        is_bank = isinstance(shared, Experts)
+        fully = [x.new_ones(*x.shape[:-1], shared.num_experts)] if is_bank else []
+        output: Tensor = shared(x, *fully)
+        return output
+
     def _within_capacity(self, routed: RouterOutput, valid: Tensor | None) -> RouterOutput:
         index = routed.expert_index
-        if self.capacity_factor is None or index is None:
+        if self.capacity_factor is None:
             return routed
+        if index is None:
+            raise ValueError(
+                "Expected a router that gives expert_index beside capacity_factor = "
+                f"{self.capacity_factor}, got {type(self.router).__name__}, which gives none."
+            )
         if valid is None:
             tokens = torch.full((), index[..., 0].numel(), device=index.device)
         else:

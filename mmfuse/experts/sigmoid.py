@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn import functional as F
 
 from mmfuse._checks import check_at_most, check_positive
+from mmfuse._precision import at_least_float32
 from mmfuse._routing import choose, count_choices, linear_scores, picked
 from mmfuse.layers import mask_absent
 from mmfuse.losses import load_balance_loss, router_z_loss
 from mmfuse.types import RouterOutput
 
 __all__ = ["SigmoidRouter"]
-
-_TINY = 1e-20  # keeps a sum of scores that all underflowed from dividing by zero
 
 
 class SigmoidRouter(nn.Module):
@@ -88,7 +88,8 @@ class SigmoidRouter(nn.Module):
         self.normalize = top_k > 1 if normalize is None else normalize
         self.bias_rate = bias_rate
         self.weight = nn.Parameter(torch.empty(num_experts, dim, device=device, dtype=dtype))
-        self.register_buffer("expert_bias", torch.empty(num_experts, device=device))
+        wide = at_least_float32(self.weight)
+        self.register_buffer("expert_bias", torch.empty(num_experts, device=device, dtype=wide))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -106,10 +107,12 @@ class SigmoidRouter(nn.Module):
         logits = linear_scores(x, self.weight, valid)
         scores = logits.sigmoid()
         index = choose(scores.detach() + self.expert_bias.to(scores.dtype), self.top_k, valid)
-        weight = picked(scores, index)
+        shares = F.logsigmoid(logits)  # their softmax is s / sum(s), even where every s is tiny
         if self.normalize:
-            weight = weight / weight.sum(-1, keepdim=True).clamp_min(_TINY)
-        probs = mask_absent(scores / scores.sum(-1, keepdim=True).clamp_min(_TINY), valid)
+            weight = torch.softmax(picked(shares, index), dim=-1)
+        else:
+            weight = picked(scores, index)
+        probs = mask_absent(torch.softmax(shares, dim=-1), valid)
         losses = {
             "balance": load_balance_loss(probs, index, valid),
             "z": router_z_loss(logits, valid),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmfuse._checks import check_mask, check_shape
+from mmfuse._checks import check_index, check_mask, check_shape
 from mmfuse._precision import at_least_float32, unit, without_autocast
 from mmfuse._routing import count_choices
 
@@ -61,6 +61,7 @@ def load_balance_loss(
     probs = _real("router_probs", router_probs, valid)
     if valid is not None:
         expert_index = expert_index.masked_fill(~valid.unsqueeze(-1), -1)
+    check_index("expert_index", expert_index, "num_experts", num_experts)
     counts = count_choices(expert_index, num_experts).to(probs.dtype)
     share = counts / counts.sum().clamp_min(1)
     return num_experts * (share * _mean(probs, valid)).sum()
@@ -225,6 +226,6 @@ def _real(name: str, values: Tensor, valid: Tensor | None) -> Tensor:
 
 def _mean(values: Tensor, valid: Tensor | None) -> Tensor:
     """Mean over the valid tokens of values that are zero elsewhere."""
-    count = values[..., 0].numel() if valid is None else valid.sum()
-    flat = values.reshape(-1, values.shape[-1]).sum(0)
-    return flat / (max(count, 1) if isinstance(count, int) else count.clamp_min(1))
+    flat = values.reshape(-1, values.shape[-1])
+    count = torch.sym_max(flat.shape[0], 1) if valid is None else valid.sum().clamp_min(1)
+    return flat.sum(0) / count

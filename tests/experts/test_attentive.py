@@ -1,4 +1,4 @@
-"""Tests for mmfuse.experts.attentive."""
+"""Tests for mmfuse.experts.attentive; test_routers.py has what all routers promise alike."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mmfuse import AttentiveRouter
 from mmfuse.experts import attentive_routing
-from mmfuse.testing import assert_block_contract
-from mmfuse.types import Router
 from tests.outcomes import assert_same, drawn, outcome, places
 from tests.strategies import Sequences, sequences, sizes, with_nan
 
@@ -79,13 +77,6 @@ def test_matches_naive(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
 
 
 @few
-@given(routers())
-def test_nan_in_padding_changes_nothing(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
-    router, x, valid = case
-    assert_same(outcome(router, with_nan(x, valid), valid), outcome(router, x, valid))
-
-
-@few
 @given(histories, st.booleans())
 def test_nan_in_padding_changes_nothing_in_the_function_either(
     case: Sequences, causal: bool
@@ -114,41 +105,6 @@ def test_no_position_sees_a_later_one(case: tuple[AttentiveRouter, Tensor, Tenso
         torch.testing.assert_close(other[..., : last + 1, :], weight[..., : last + 1, :])
 
 
-@few
-@given(routers(), sizes)
-def test_padding_is_as_if_it_were_not_there(
-    case: tuple[AttentiveRouter, Tensor, Tensor], padding: int
-) -> None:
-    """On the left as on the right."""
-    router, x, _ = case
-    alone = router(x).expert_weight
-    zeros = torch.zeros(*x.shape[:-2], padding, x.shape[-1], dtype=x.dtype)
-    off, on = torch.zeros(zeros.shape[:-1]) > 0, torch.ones(x.shape[:-1]) > 0
-    left = router(torch.cat([zeros, x], -2), torch.cat([off, on], -1)).expert_weight
-    right = router(torch.cat([x, zeros], -2), torch.cat([on, off], -1)).expert_weight
-    torch.testing.assert_close(left[..., padding:, :], alone)
-    torch.testing.assert_close(right[..., :-padding, :], alone)
-
-
-@few
-@given(routers())
-def test_padding_gets_weight_zero_and_the_rest_a_distribution_if_normalized(
-    case: tuple[AttentiveRouter, Tensor, Tensor],
-) -> None:
-    router, x, valid = case
-    weight = router(x, valid).expert_weight
-    assert (weight[~valid] == 0).all()
-    if router.normalize:
-        torch.testing.assert_close(weight.sum(-1), valid.double())
-
-
-@few
-@given(routers())
-def test_none_means_all_valid(case: tuple[AttentiveRouter, Tensor, Tensor]) -> None:
-    router, x, valid = case
-    torch.testing.assert_close(outcome(router, x, torch.ones_like(valid)), outcome(router, x))
-
-
 def test_without_order_all_positions_are_alike() -> None:
     router, order = drawn(AttentiveRouter(3, 4, causal=False)), torch.tensor([2, 0, 1])
     x = torch.randn(3, 3, dtype=torch.float64)
@@ -158,23 +114,6 @@ def test_without_order_all_positions_are_alike() -> None:
 def test_a_first_position_votes_for_itself() -> None:
     value = torch.randn(1, 1, 4)
     assert_same(attentive_routing(torch.randn(1, 1, 4), torch.randn(1, 1, 4), value), value)
-
-
-@pytest.mark.parametrize("shape", [(0, 3), (2, 0)])
-def test_empty_sequences_stay_empty(shape: tuple[int, int]) -> None:
-    router, x = AttentiveRouter(2, 4), torch.zeros(*shape, 2)
-    for valid in (None, torch.ones(shape, dtype=torch.bool)):
-        assert_same(router(x, valid).expert_weight, torch.zeros(*shape, 4))
-
-
-def test_bfloat16_stays_bfloat16_and_is_computed_in_float32() -> None:
-    router, x = AttentiveRouter(3, 4).bfloat16(), torch.randn(2, 5, 3).bfloat16()
-    weight = router(x).expert_weight
-    assert_same(weight, router.float()(x.float()).expert_weight.bfloat16())
-
-
-def test_is_a_router() -> None:
-    assert isinstance(AttentiveRouter(3, 4), Router)
 
 
 # -- a few experts for each token ------------------------------------------------------------------
@@ -233,61 +172,9 @@ def test_the_kept_weights_are_normalized_among_themselves(
         assert got == pytest.approx(softmax(picked) if valid[place] else [0.0] * len(got))
 
 
-# -- gradients and contract ------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 VALID = torch.tensor([[False, True, True], [False, False, False], [True, True, False]])
-
-
-@pytest.mark.parametrize("arguments", [{}, {"causal": False, "normalize": True}])
-def test_gradcheck(arguments: dict[str, bool]) -> None:
-    router = drawn(AttentiveRouter(2, 2, **arguments))
-    x = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x, _: router(x, VALID)[0], (x, router.weight))
-
-
-@pytest.mark.parametrize("arguments", [{}, {"causal": False}, {"normalize": True, "top_k": 2}])
-@pytest.mark.parametrize("valid", [None, VALID], ids=["full", "padded"])
-def test_contract(arguments: dict[str, Any], valid: Tensor | None) -> None:
-    x = torch.randn(3, 3, 4)
-    x = x if valid is None else with_nan(x, valid)
-    assert_block_contract(AttentiveRouter(4, 2, **arguments), x, valid)
-
-
-def test_parameters_have_the_wanted_dtype_and_device() -> None:
-    block = AttentiveRouter(2, 3, dtype=torch.float64, device="meta")
-    assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
-
-
-# -- errors and repr -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dim": 0}, r"Expected dim > 0, got 0\."),
-        ({"num_experts": -1}, r"Expected num_experts > 0, got -1\."),
-        ({"top_k": 0}, r"Expected top_k > 0, got 0\."),
-        ({"top_k": 4}, r"Expected top_k <= num_experts = 3, got 4\."),
-    ],
-)
-def test_rejects_bad_hyperparameters(arguments: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttentiveRouter(**{"dim": 2, "num_experts": 3, **arguments})
-
-
-@pytest.mark.parametrize(
-    ("x", "valid", "message"),
-    [
-        ((3, 4), None, r"Expected x of shape \(\.\.\., L, 2\), got \(3, 4\)\."),
-        ((3, 3, 2), VALID[:2], r"Expected valid of shape \(3, 3\), got \(2, 3\)\."),
-        ((3, 3, 2), VALID.int(), r"Expected valid of dtype torch\.bool, got torch\.int32\."),
-    ],
-)
-def test_rejects_inputs_that_do_not_fit(
-    x: tuple[int, ...], valid: Tensor | None, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        AttentiveRouter(2, 3)(torch.zeros(x), valid)
 
 
 @pytest.mark.parametrize(
@@ -304,15 +191,3 @@ def test_function_rejects_what_does_not_fit(changed: dict[str, Any], message: st
     parts = {name: torch.zeros(3, 2) for name in ("query", "key", "value")}
     with pytest.raises(ValueError, match=message):
         attentive_routing(**{**parts, **changed})
-
-
-def test_repr() -> None:
-    wanted = "AttentiveRouter(dim=2, num_experts=3, causal=False, normalize=False, top_k=None)"
-    assert str(AttentiveRouter(2, 3, causal=False)) == wanted
-
-
-def test_autocast_does_not_touch_the_router():
-    router, x = AttentiveRouter(8, 4), torch.randn(2, 5, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = router(x).expert_weight
-    assert torch.equal(rounded, router(x).expert_weight)

@@ -197,6 +197,8 @@ def test_rejects_what_does_not_fit() -> None:
         combine_rows(torch.zeros(5, 2), torch.zeros(3, 2), plan)
     with pytest.raises(ValueError, match=r"expert_weight of shape \(3, 2\), got \(3, 3\)\."):
         combine_rows(torch.zeros(6, 2), torch.zeros(3, 3), plan)
+    with pytest.raises(ValueError, match=r"Expected expert_index < num_experts = 2, got 2\."):
+        plan_dispatch(torch.tensor([[2]]), 2)
 
 
 def test_capacity_rejects_what_does_not_fit() -> None:

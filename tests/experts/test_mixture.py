@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -47,6 +48,10 @@ ROUTERS: dict[str, Callable[[], nn.Module]] = {
 CHOOSING = ("top_k", "switch", "noisy", "sigmoid", "hash", "attentive_top_k")
 each_router = pytest.mark.parametrize("name", sorted(ROUTERS))
 masked = pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
+each_router_and_capacity = pytest.mark.parametrize(
+    ("name", "capacity_factor"),
+    [(name, None) for name in sorted(ROUTERS)] + [(name, 0.8) for name in CHOOSING],
+)
 few = settings(max_examples=15)
 
 
@@ -265,6 +270,20 @@ def test_a_shared_expert_is_added_where_a_token_is_real(name: str, padded: bool)
     torch.testing.assert_close(together, alone + added, rtol=1e-4, atol=1e-5)
 
 
+@masked
+def test_a_bank_of_shared_experts_counts_fully(padded: bool) -> None:
+    torch.manual_seed(0)
+    shared, case = Experts(2, DIM, 3, activation="swiglu"), inputs("top_k", padded)
+    mixture = made("top_k", shared=shared)
+    together = mixture(*case).output
+    mixture.shared = None
+    alone = mixture(*case).output
+    added = sum(shared(case.x, torch.eye(2)[e].expand(*case.x.shape[:-1], 2)) for e in range(2))
+    if padded:
+        added = added * case.valid.unsqueeze(-1)
+    torch.testing.assert_close(together, alone + added, rtol=1e-4, atol=1e-5)
+
+
 def test_a_shared_expert_computes_for_real_tokens_only() -> None:
     rows, shared = [], nn.Linear(DIM, DIM)
     shared.register_forward_pre_hook(lambda _, parts: rows.append(len(parts[0])))
@@ -318,19 +337,19 @@ def test_nothing_is_dropped_unless_asked_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(ROUTERS) - set(CHOOSING)))
-def test_capacity_is_nothing_to_routers_without_a_choice(name: str) -> None:
+def test_capacity_is_refused_where_the_router_makes_no_choice(name: str) -> None:
     mixture, case = made(name), inputs(name, padded=True)
-    wanted = mixture(*case).output
     mixture.capacity_factor = 0.1
-    assert_same(mixture(*case).output, wanted)
+    message = rf"expert_index beside capacity_factor = 0\.1, got {type(mixture.router).__name__},"
+    with pytest.raises(ValueError, match=message):
+        mixture(*case)
 
 
 # -- contract, compilation, precision --------------------------------------------------------------
 
 
-@each_router
+@each_router_and_capacity
 @masked
-@pytest.mark.parametrize("capacity_factor", [None, 0.8])
 def test_contract(name: str, padded: bool, capacity_factor: float | None) -> None:
     torch.manual_seed(0)
     mixture = made(name, shared=nn.Linear(DIM, DIM), capacity_factor=capacity_factor)
@@ -363,19 +382,21 @@ def test_compiled_as_a_whole_it_gives_the_eager_numbers(
     assert got[0].dtype == dtype
 
 
-@each_router
+@each_router_and_capacity
 @masked
-@pytest.mark.parametrize("capacity_factor", [None, 0.8])
 def test_exported_it_gives_the_eager_numbers(
     name: str, padded: bool, capacity_factor: float | None
 ) -> None:
     torch.manual_seed(0)
     mixture = made(name, shared=nn.Linear(DIM, DIM), capacity_factor=capacity_factor).eval()
     program = torch.export.export(mixture, tuple(inputs(name, padded)))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
     case = inputs(name, padded)
-    torch.testing.assert_close(
-        leaves(program.module()(*case)), leaves(mixture(*case)), rtol=1e-5, atol=1e-5
-    )
+    output = torch.export.load(file).module()(*case)
+    assert isinstance(output, MixtureOutput)
+    torch.testing.assert_close(leaves(output), leaves(mixture(*case)), rtol=1e-5, atol=1e-5)
 
 
 @each_router
@@ -416,6 +437,11 @@ def test_rejects_bad_arguments() -> None:
     for factor in (0.0, -1.0):
         with pytest.raises(ValueError, match=rf"Expected capacity_factor > 0, got {factor}\."):
             MixtureOfExperts(ROUTERS["top_k"](), experts, capacity_factor=factor)
+    with pytest.raises(ValueError, match=r"Expected Experts or ExpertParallel, got TopKRouter\."):
+        MixtureOfExperts(experts, router)
+    mixture = made("top_k", shared=nn.Linear(DIM, 3))
+    with pytest.raises(ValueError, match=r"Expected shared\(x\) of shape \(2, 4\), got \(2, 3\)\."):
+        mixture(torch.zeros(2, 4))
     mixture = made("top_k")
     with pytest.raises(ValueError, match=r"Expected x of shape \(\.\.\., 4\), got \(2, 3\)\."):
         mixture(torch.zeros(2, 3))

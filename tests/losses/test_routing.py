@@ -436,6 +436,31 @@ def test_compiled_equals_eager(loss, padded):
     torch.testing.assert_close(outcome(compiled, values, valid), outcome(loss, values, valid))
 
 
+@every_loss
+def test_batched_over_a_dimension_equals_a_loop(loss):
+    values = torch.randn(3, 5, 4).softmax(-1)
+    wanted = torch.stack([loss(part) for part in values])
+    torch.testing.assert_close(torch.vmap(loss)(values), wanted)
+
+
+@pytest.mark.parametrize("loss", OF_TOKENS.values(), ids=OF_TOKENS)
+@pytest.mark.parametrize("padded", [False, True])
+def test_exported_for_any_number_of_tokens(loss, padded):
+    class Block(torch.nn.Module):
+        def forward(self, values: Tensor, valid: Tensor | None = None) -> Tensor:
+            return loss(values, valid)
+
+    def case(count: int) -> tuple[Tensor, Tensor | None]:
+        return torch.randn(count, 4).softmax(-1), torch.rand(count) < 0.6 if padded else None
+
+    tokens = {0: torch.export.Dim("tokens")}
+    shapes = (tokens, tokens if padded else None)
+    program = torch.export.export(Block(), case(6), dynamic_shapes=shapes).module()
+    for count in (2, 9):
+        inputs = case(count)
+        torch.testing.assert_close(program(*inputs), loss(*inputs))
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 
