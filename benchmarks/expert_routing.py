@@ -144,7 +144,7 @@ def peak_mib(name: str, tokens: int, setting: Setting) -> float:
 def one_step(name: str, tokens: int, setting: Setting) -> None:
     model = MIXTURES[name](*setting)
     assert model is not None
-    for count in (50, tokens):  # the first one lets libraries set themselves up
+    for count in (400, tokens):  # the first one lets libraries set themselves up
         x = torch.randn(count, setting[0], requires_grad=True)
         gradient = torch.randn_like(x)
         Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts again from here
