@@ -8,8 +8,9 @@ from mmfuse.experts import (
     limit_capacity,
     plan_dispatch,
 )
+from mmfuse.fusion import available, build
 from mmfuse.gating import category_discrepancy
-from mmfuse.layers import apply_where, mask_absent, masked_softmax, observed
+from mmfuse.layers import apply_where, mask_absent, masked_product, masked_softmax, observed
 from mmfuse.losses import (
     cv_squared_loss,
     expert_diversity_loss,
@@ -23,6 +24,8 @@ from mmfuse.losses import (
 __all__ = [
     "apply_where",
     "attentive_routing",
+    "available",
+    "build",
     "category_discrepancy",
     "combine_rows",
     "cv_squared_loss",
@@ -33,6 +36,7 @@ __all__ = [
     "limit_capacity",
     "load_balance_loss",
     "mask_absent",
+    "masked_product",
     "masked_softmax",
     "observed",
     "plan_dispatch",

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-__all__ = ["assert_same", "drawn", "outcome", "places", "static_shapes"]
+from mmfuse.types import Streams
+
+__all__ = ["assert_each_row", "assert_same", "drawn", "outcome", "places", "static_shapes"]
 
 Block = TypeVar("Block", bound=nn.Module)
 
@@ -42,6 +44,18 @@ def outcome(
     total = torch.stack([(a * b).sum() for a, b in zip(outputs, draws, strict=True)]).sum()
     parameters = block.parameters() if isinstance(block, nn.Module) else ()
     return outputs, torch.autograd.grad(total, [x, *parameters], materialize_grads=True)
+
+
+def assert_each_row(
+    fusion: Callable[..., Any],
+    case: Streams,
+    naive: Callable[[list[list[float]], list[bool]], list[float]],
+) -> None:
+    """Each fused vector is what a formula, read aloud, says of its row."""
+    fused = fusion(case.x, case.present).fused
+    for place in places(case.present.shape[:-1]):
+        wanted = naive(case.x[place].tolist(), case.present[place].tolist())
+        torch.testing.assert_close(fused[place], torch.tensor(wanted, dtype=fused.dtype))
 
 
 def assert_same(got: Any, wanted: Any) -> None:

@@ -1,17 +1,48 @@
 """Operators that end or enrich the streams: one paper, one file."""
 
+from mmfuse.fusion.attention_pooling import AttentionPoolingFusion
 from mmfuse.fusion.camoe import CategoryGuidedMoE
 from mmfuse.fusion.concat import ConcatFusion
 from mmfuse.fusion.encoder import MultimodalEncoder
+from mmfuse.fusion.film import FiLMFusion
 from mmfuse.fusion.gated import GatedFusion
+from mmfuse.fusion.low_rank import LowRankFusion
+from mmfuse.fusion.mfh import MFBFusion, MFHFusion
+from mmfuse.fusion.mlb import MLBFusion
+from mmfuse.fusion.mlp import MLPFusion
+from mmfuse.fusion.multiplicative import MultiplicativeFusion
+from mmfuse.fusion.mutan import BLOCKFusion, MUTANFusion
+from mmfuse.fusion.product_of_experts import ProductOfExpertsFusion
+from mmfuse.fusion.reduce import MaxFusion, MeanFusion, ProductFusion
+from mmfuse.fusion.registry import available, build
 from mmfuse.fusion.sum import SumFusion
+from mmfuse.fusion.tensor import TensorFusion
+from mmfuse.fusion.tucker import TuckerFusion
 from mmfuse.fusion.weighted import WeightedFusion
 
 __all__ = [
     "SumFusion",
+    "MeanFusion",
+    "MaxFusion",
+    "ProductFusion",
     "ConcatFusion",
+    "MLPFusion",
     "WeightedFusion",
     "GatedFusion",
+    "FiLMFusion",
+    "MultiplicativeFusion",
+    "TensorFusion",
+    "LowRankFusion",
+    "MLBFusion",
+    "MFBFusion",
+    "MFHFusion",
+    "TuckerFusion",
+    "MUTANFusion",
+    "BLOCKFusion",
+    "AttentionPoolingFusion",
+    "ProductOfExpertsFusion",
     "CategoryGuidedMoE",
     "MultimodalEncoder",
+    "available",
+    "build",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from mmfuse._checks import check_mask, check_positive
+from mmfuse._checks import check_mask, check_positive, check_shape
 from mmfuse._precision import at_least_float32
 
-__all__ = ["apply_where", "mask_absent", "masked_softmax", "observed"]
+__all__ = ["apply_where", "mask_absent", "masked_product", "masked_softmax", "observed"]
 
 
 def mask_absent(
@@ -135,6 +136,45 @@ def masked_softmax(
     counted = present | ~present.any(-1, keepdim=True)  # no row of -inf alone: its softmax is NaN
     weights = torch.softmax(torch.where(counted, scaled, zero - torch.inf), dim=-1)
     return torch.where(present, weights, zero).to(scores.dtype)
+
+
+def masked_product(
+    x: Tensor,  # (..., M, D)
+    present: Tensor | None = None,  # (..., M)
+) -> Tensor:  # (..., D)
+    r"""Product over what is present, entry by entry.
+
+    .. math::
+        y_d = \prod_{m : p_m} x_{md}
+
+    Multiplied one by one: unlike :func:`torch.prod`, its gradient needs no look at the data where a
+    factor is zero, and can be differentiated again.
+
+    Args:
+        x: Factors.
+        present: Boolean, true where observed; ``None`` means everywhere.
+
+    Shape:
+        - x: :math:`(\ldots, M, D)`, :math:`M \geq 1`
+        - present: :math:`(\ldots, M)`
+        - output: :math:`(\ldots, D)`
+
+    Returns:
+        The product; one where nothing is present.
+
+    Raises:
+        ValueError: If ``present`` is not boolean or its shape is not that of the factors.
+
+    Example:
+        >>> x = torch.tensor([[2.0, 3.0], [float("nan"), 5.0]])
+        >>> masked_product(x, torch.tensor([True, False]))
+        tensor([2., 3.])
+    """
+    check_shape("x", x, "M", "D")
+    if present is not None:
+        check_mask("present", present, x.shape[:-1])
+        x = torch.where(present.unsqueeze(-1), x, torch.ones((), dtype=x.dtype, device=x.device))
+    return functools.reduce(torch.mul, x.unbind(-2))
 
 
 def apply_where(

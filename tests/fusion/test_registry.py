@@ -1,0 +1,240 @@
+"""Tests for mmfuse.fusion.registry, and what all fusions promise alike."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from mmfuse.fusion import available, build
+from mmfuse.testing import assert_block_contract
+from mmfuse.types import Fusion, FusionOutput, Streams
+from tests.outcomes import assert_same, drawn, outcome, places
+from tests.strategies import streams, with_nan
+
+few = settings(max_examples=15)
+each_fusion = pytest.mark.parametrize("name", available())
+
+#: Options that keep the widths small, and dropout out of the numbers.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mlp": {"hidden_dim": 5},
+    "tensor": {"hidden_dim": 2},
+    "low_rank": {"rank": 3},
+    "mlb": {"hidden_dim": 5},
+    "mfb": {"factor": 2},
+    "mfh": {"factor": 2},
+    "tucker": {"hidden_dim": 3},
+    "mutan": {"hidden_dim": 3, "rank": 2},
+    "block": {"hidden_dim": 4, "blocks": 2, "rank": 2},
+}
+WEIGHING = ("mean", "gated", "attention_pooling", "product_of_experts")
+#: Where an order of the modalities means nothing: they share all parameters, or there are none.
+SYMMETRIC = ("sum", "mean", "max", "product", "attention_pooling")
+PRESENT = torch.tensor([[True, False, True], [False, True, True], [False, False, False]])
+
+
+def made(name: str, dim: int, num_modalities: int, **more: Any) -> nn.Module:
+    return build(name, dim, num_modalities, **OPTIONS.get(name, {}), **more).eval()
+
+
+def made_for(name: str, x: Tensor) -> nn.Module:
+    return drawn(made(name, x.shape[-1], x.shape[-2]))
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_every_name_is_there_once() -> None:
+    assert len(set(available())) == len(available()) == 19
+
+
+@each_fusion
+def test_a_fusion_is_built_with_its_options(name: str) -> None:
+    fusion = made(name, 4, 3)
+    assert isinstance(fusion, Fusion)
+    for option, value in OPTIONS.get(name, {}).items():
+        assert getattr(fusion, option, value) == value
+    assert str(fusion).startswith(f"{type(fusion).__name__}(")
+    assert "dim=4, num_modalities=3" in str(fusion)
+
+
+def test_an_unknown_name_or_option_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"name to be one of 'sum', 'mean', .*, got 'bilinear'\."):
+        build("bilinear", 4, 2)
+    with pytest.raises(TypeError, match="rank"):
+        build("sum", 4, 2, rank=3)
+
+
+# -- absent modalities -----------------------------------------------------------------------------
+
+
+@each_fusion
+@few
+@given(case=streams())
+def test_nan_of_an_absent_modality_reaches_nothing(name: str, case: Streams) -> None:
+    fusion = made_for(name, case.x)
+    dirty = outcome(fusion, with_nan(case.x, case.present), case.present)
+    assert_same(dirty, outcome(fusion, case.x, case.present))
+
+
+@each_fusion
+@few
+@given(case=streams())
+def test_all_present_is_no_mask(name: str, case: Streams) -> None:
+    fusion = made_for(name, case.x)
+    got = outcome(fusion, case.x, torch.ones_like(case.present))
+    torch.testing.assert_close(got, outcome(fusion, case.x))
+
+
+@each_fusion
+def test_rows_with_nothing_are_finite_and_alike(name: str) -> None:
+    fusion = drawn(made(name, 4, 3))
+    x = torch.full((5, 3, 4), torch.nan, dtype=torch.float64)
+    (fused, *weights), (of_x, *_) = outcome(fusion, x, torch.zeros(5, 3, dtype=torch.bool))
+    assert fused.isfinite().all()
+    torch.testing.assert_close(fused, fused[:1].expand_as(fused))
+    assert_same(of_x, torch.zeros_like(of_x))
+    assert all((weight == 0).all() for weight in weights)
+
+
+@pytest.mark.parametrize("name", WEIGHING)
+@few
+@given(case=streams())
+def test_weights_are_shares_of_what_is_present(name: str, case: Streams) -> None:
+    weights = made_for(name, case.x)(case.x, case.present).weights
+    assert ((weights >= 0) & (weights <= 1 + 1e-12)).all()
+    assert (weights[~case.present] == 0).all()
+
+
+# -- shape, order, precision -----------------------------------------------------------------------
+
+
+@each_fusion
+@few
+@given(case=streams())
+def test_each_row_is_fused_as_if_alone(name: str, case: Streams) -> None:
+    fusion = made_for(name, case.x)
+    fused = fusion(case.x, case.present).fused
+    assert fused.shape == (*case.x.shape[:-2], case.x.shape[-1])
+    for place in places(case.x.shape[:-2]):
+        alone = fusion(case.x[place], case.present[place]).fused
+        torch.testing.assert_close(fused[place], alone)
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+@few
+@given(case=streams())
+def test_the_order_of_modalities_means_nothing(name: str, case: Streams) -> None:
+    fusion, order = made_for(name, case.x), torch.randperm(case.x.shape[-2])
+    other = fusion(case.x[..., order, :], case.present[..., order])
+    fused, weights, _ = fusion(case.x, case.present)
+    torch.testing.assert_close(other.fused, fused)
+    if weights is not None:
+        torch.testing.assert_close(other.weights, weights[..., order])
+
+
+@pytest.mark.parametrize("name", sorted({*available()} - {*SYMMETRIC}))
+def test_the_order_of_modalities_means_something(name: str) -> None:
+    x = torch.randn(4, 3, 4, dtype=torch.float64)
+    fusion = made_for(name, x)
+    assert not torch.allclose(fusion(x.flip(-2)).fused, fusion(x).fused)
+
+
+@each_fusion
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dtypes_are_kept(name: str, dtype: torch.dtype) -> None:
+    fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
+    wanted = fusion(x, PRESENT)
+    got = fusion.to(dtype)(x.to(dtype), PRESENT)
+    assert isinstance(got, FusionOutput)
+    assert got.fused.dtype == dtype
+    tolerance = 1e-4 if dtype == torch.float64 else 0.1
+    torch.testing.assert_close(got.fused.float(), wanted.fused, rtol=tolerance, atol=tolerance)
+
+
+@each_fusion
+def test_device_and_dtype_are_taken(name: str) -> None:
+    if not list(made(name, 4, 3).parameters()):
+        return  # there is nothing to place
+    fusion = made(name, 4, 3, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in fusion.parameters()} == {("meta", torch.float64)}
+
+
+@each_fusion
+def test_context_is_ignored(name: str) -> None:
+    fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
+    assert_same(fusion(x, PRESENT, torch.randn(3, 9)), fusion(x, PRESENT))
+
+
+# -- gradients and contract ------------------------------------------------------------------------
+
+
+@each_fusion
+def test_gradcheck(name: str) -> None:
+    fusion = drawn(made(name, 2, 3))
+    weights = dict(fusion.named_parameters())
+
+    def fused(x: Tensor, *parameters: Tensor) -> list[Tensor]:
+        state = dict(zip(weights, parameters, strict=True))
+        output = functional_call(fusion, state, (x, PRESENT))
+        return [part for part in output[:2] if part is not None and part.requires_grad]
+
+    x = torch.randn(3, 3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(fused, (x, *weights.values()))
+
+
+@each_fusion
+@pytest.mark.parametrize("num_modalities", [1, 2, 3, 5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_contract(name: str, num_modalities: int, masked: bool) -> None:
+    fusion = made(name, 4, num_modalities)
+    present = torch.rand(2, 6, num_modalities) < 0.7 if masked else None
+    alone = num_modalities == 1 and name == "attention_pooling"  # one answer fits every question
+    unused = ("query", "key.weight") if alone else ()
+    assert_block_contract(fusion, torch.randn(2, 6, num_modalities, 4), present, unused=unused)
+
+
+@each_fusion
+@pytest.mark.parametrize("masked", [False, True])
+def test_exported_it_gives_the_eager_numbers(name: str, masked: bool) -> None:
+    fusion = made(name, 4, 3)
+    inputs = torch.randn(3, 3, 4), PRESENT if masked else None
+    rows = {0: torch.export.Dim("rows")}
+    shapes = (rows, rows if masked else None)
+    program = torch.export.export(fusion, inputs, dynamic_shapes=shapes).module()
+    more = torch.randn(6, 3, 4), PRESENT.repeat(2, 1) if masked else None
+    torch.testing.assert_close(program(*more), fusion(*more))
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+X = torch.ones(3, 2, 4)
+
+
+@each_fusion
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [((-4, 2), r"Expected dim > 0, got -4\."), ((4, 0), r"Expected num_modalities > 0, got 0\.")],
+)
+def test_rejects_bad_sizes(name: str, sizes: tuple[int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(name, *sizes)
+
+
+@each_fusion
+@pytest.mark.parametrize(
+    ("x", "present", "message"),
+    [
+        (X[:, :1], None, r"Expected x of shape \(\.\.\., 2, 4\), got \(3, 1, 4\)\."),
+        (X[..., :3], None, r"Expected x of shape \(\.\.\., 2, 4\), got \(3, 2, 3\)\."),
+        (X, X[..., 0], r"Expected present of dtype torch\.bool, got torch\.float32\."),
+        (X, X[:1, :, 0] > 0, r"Expected present of shape \(3, 2\), got \(1, 2\)\."),
+    ],
+)
+def test_rejects_bad_inputs(name: str, x: Tensor, present: Tensor | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        made(name, 4, 2)(x, present)
