@@ -6,6 +6,7 @@ import importlib
 import os
 import pkgutil
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from sphinx.util import logging
 import mmfuse
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
 
 project = "mmfuse"
 author = "The mmfuse authors"
@@ -199,6 +201,14 @@ def read_changelog(app: Sphinx, docname: str, content: list[str]) -> None:
     )
 
 
+def fill_cheat_sheet(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Put the table of fusions, which is read from the code, into its page."""
+    if docname == "fusions":
+        from cheat_sheet import cheat_sheet  # noqa: PLC0415 - found by the path set above
+
+        content[0] = content[0].replace(".. fusions\n", cheat_sheet() + "\n")
+
+
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
     app.connect("missing-reference", link_to_home)
@@ -207,3 +217,4 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", make_shape_a_field, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", describe_constant)
     app.connect("source-read", read_changelog)
+    app.connect("source-read", fill_cheat_sheet)

@@ -8,6 +8,7 @@ from mmfuse.fusion.film import FiLMFusion
 from mmfuse.fusion.gated import GatedFusion
 from mmfuse.fusion.low_rank import LowRankFusion
 from mmfuse.fusion.mfh import MFBFusion, MFHFusion
+from mmfuse.fusion.mixture import MixtureFusion
 from mmfuse.fusion.mlb import MLBFusion
 from mmfuse.fusion.mlp import MLPFusion
 from mmfuse.fusion.multiplicative import MultiplicativeFusion
@@ -17,6 +18,7 @@ from mmfuse.fusion.reduce import MaxFusion, MeanFusion, ProductFusion
 from mmfuse.fusion.registry import available, build
 from mmfuse.fusion.sum import SumFusion
 from mmfuse.fusion.tensor import TensorFusion
+from mmfuse.fusion.transformer import TransformerFusion
 from mmfuse.fusion.tucker import TuckerFusion
 from mmfuse.fusion.weighted import WeightedFusion
 
@@ -40,7 +42,9 @@ __all__ = [
     "MUTANFusion",
     "BLOCKFusion",
     "AttentionPoolingFusion",
+    "TransformerFusion",
     "ProductOfExpertsFusion",
+    "MixtureFusion",
     "CategoryGuidedMoE",
     "MultimodalEncoder",
     "available",

@@ -14,6 +14,7 @@ from mmfuse.fusion.film import FiLMFusion
 from mmfuse.fusion.gated import GatedFusion
 from mmfuse.fusion.low_rank import LowRankFusion
 from mmfuse.fusion.mfh import MFBFusion, MFHFusion
+from mmfuse.fusion.mixture import MixtureFusion
 from mmfuse.fusion.mlb import MLBFusion
 from mmfuse.fusion.mlp import MLPFusion
 from mmfuse.fusion.multiplicative import MultiplicativeFusion
@@ -22,6 +23,7 @@ from mmfuse.fusion.product_of_experts import ProductOfExpertsFusion
 from mmfuse.fusion.reduce import MaxFusion, MeanFusion, ProductFusion
 from mmfuse.fusion.sum import SumFusion
 from mmfuse.fusion.tensor import TensorFusion
+from mmfuse.fusion.transformer import TransformerFusion
 from mmfuse.fusion.tucker import TuckerFusion
 
 __all__ = ["available", "build"]
@@ -45,7 +47,9 @@ _FUSIONS: Mapping[str, Callable[..., nn.Module]] = {
     "mutan": MUTANFusion,
     "block": BLOCKFusion,
     "attention_pooling": AttentionPoolingFusion,
+    "transformer": TransformerFusion,
     "product_of_experts": ProductOfExpertsFusion,
+    "mixture": MixtureFusion,
 }
 
 

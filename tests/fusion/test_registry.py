@@ -30,6 +30,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "tucker": {"hidden_dim": 3},
     "mutan": {"hidden_dim": 3, "rank": 2},
     "block": {"hidden_dim": 4, "blocks": 2, "rank": 2},
+    "transformer": {"hidden_dim": 3},
+    "mixture": {"num_experts": 2, "hidden_dim": 3},
 }
 WEIGHING = ("mean", "gated", "attention_pooling", "product_of_experts")
 #: Where an order of the modalities means nothing: they share all parameters, or there are none.
@@ -49,7 +51,7 @@ def made_for(name: str, x: Tensor) -> nn.Module:
 
 
 def test_every_name_is_there_once() -> None:
-    assert len(set(available())) == len(available()) == 19
+    assert len(set(available())) == len(available()) == 21
 
 
 @each_fusion

@@ -1,0 +1,60 @@
+"""The table of all fusions, read from the code: docstrings, parameters, what they return."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mmfuse.fusion import available, build
+
+__all__ = ["cheat_sheet"]
+
+DIM, NUM_MODALITIES = 64, 3
+
+
+def cheat_sheet() -> str:
+    """One row a fusion, as a reStructuredText table."""
+    head = ("name", "fusion", "formula", "parameters", "multiply-adds", "weights")
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 12 24 40 10 10 8", ""]
+    for first, *others in (head, *map(row, available())):
+        lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
+    return "\n".join(lines)
+
+
+def row(name: str) -> tuple[str, ...]:
+    fusion = build(name, DIM, NUM_MODALITIES).eval()
+    description = inspect.getdoc(type(fusion)) or ""
+    parameters = sum(parameter.numel() for parameter in fusion.parameters())
+    weighs = fusion(torch.randn(1, NUM_MODALITIES, DIM)).weights is not None
+    return (
+        f"``{name}``",
+        f":class:`~mmfuse.fusion.{type(fusion).__name__}`{paper(description)}",
+        formula(description),
+        f"{parameters:,}",
+        f"{multiply_adds(fusion):,}",
+        "yes" if weighs else "no",
+    )
+
+
+def paper(description: str) -> str:
+    """The citation in the first sentence, if there is one."""
+    cited = re.search(r":cite:`([^`]+)`", description.split("\n\n", maxsplit=1)[0])
+    return f" :cite:p:`{cited[1]}`" if cited else ""
+
+
+def formula(description: str) -> str:
+    """The first formula, on one line."""
+    block = re.search(r"\.\. math::\n((?:    .*\n|\n)+)", description)
+    assert block is not None
+    return f":math:`{' '.join(block[1].split())}`"
+
+
+def multiply_adds(fusion: nn.Module) -> int:
+    """Of the matrix products for one row; a flop counter counts two for each."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        fusion(torch.randn(1, NUM_MODALITIES, DIM))
+    return counter.get_total_flops() // 2
