@@ -66,7 +66,7 @@ def available() -> tuple[str, ...]:
         The names, from the plainest fusion on.
 
     Raises:
-        Nothing.
+        TypeError: If it is given an argument.
 
     Example:
         >>> available()[:4]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -87,7 +89,8 @@ class TransformerFusion(nn.Module):
         """Draw a fresh token, embeddings and layers."""
         nn.init.normal_(self.token, std=0.02)
         nn.init.normal_(self.embedding, std=0.02)
-        for layer in self.layers:
+        layers: Any = self.layers
+        for layer in layers:
             layer.reset_parameters()
         self.norm.reset_parameters()
 
@@ -151,4 +154,5 @@ class _Layer(nn.Module):
         read = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=rate)
         x = x + self.dropout(self.attention_out(read.movedim(-3, -2).flatten(-2)))
         inner = self.out(self.dropout(F.gelu(self.hidden(self.norm(x)))))
-        return x + self.dropout(inner)
+        output: Tensor = x + self.dropout(inner)
+        return output

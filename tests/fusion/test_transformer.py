@@ -29,10 +29,8 @@ def linear(layer: torch.nn.Linear, vector: Vector) -> Vector:
 def norm(layer: torch.nn.LayerNorm, vector: Vector) -> Vector:
     mean = sum(vector) / len(vector)
     deviation = math.sqrt(sum((v - mean) ** 2 for v in vector) / len(vector) + layer.eps)
-    scaled = [
-        (v - mean) / deviation * w for v, w in zip(vector, layer.weight.tolist(), strict=True)
-    ]
-    return plus(scaled, layer.bias.tolist())
+    scaled = zip(((v - mean) / deviation for v in vector), layer.weight.tolist(), strict=True)
+    return plus([v * w for v, w in scaled], layer.bias.tolist())
 
 
 def gelu(value: float) -> float:
