@@ -63,7 +63,7 @@ def save(figure: Any, title: str, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--input", default="expert_routing", help="name of the JSON file")
+    parser.add_argument("--input", default="expert_routing_widths", help="name of the JSON file")
     parser.add_argument("--tokens", type=int, default=12800)
     parser.add_argument("--top-k", type=int, default=2)
     arguments = parser.parse_args()
