@@ -97,11 +97,11 @@ class TuckerFusion(nn.Module):
         hidden = self.project(mask_absent(x, present))
         if present is not None:
             hidden = torch.where(present.unsqueeze(-1), hidden, torch.ones_like(hidden))
-        rest = self.core.flatten(1).expand(*hidden.shape[:-2], *self.core.flatten(1).shape)
-        for one in hidden.unbind(-2):  # (..., F), (..., F, rest) -> (..., rest)
-            rest = torch.einsum("...i,...ij->...j", one, rest)
-            rest = rest.unflatten(-1, (self.hidden_dim, -1))
-        return FusionOutput(self.out(rest.squeeze(-1)), None, {})
+        first, *others = hidden.unbind(-2)
+        rest = first @ self.core.flatten(1)  # (..., F * ... * F): an axis less each time
+        for one in others:
+            rest = torch.einsum("...i,...ij->...j", one, rest.unflatten(-1, (self.hidden_dim, -1)))
+        return FusionOutput(self.out(rest), None, {})
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_modalities={self.num_modalities}, hidden_dim={self.hidden_dim}"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from cammsr.baselines import concat_recommender, sasrec
+from cammsr.baselines import fused_recommender, sasrec
 from cammsr.config import ModelConfig
 from cammsr.encoder import StreamEncoder
 from cammsr.items import ItemStreams, look_up, standardise
 from cammsr.model import CAMMSR, last_position, last_valid
 from cammsr.scoring import ModelScorer
+from mmfuse.fusion import available
 
 SMALL = ModelConfig(dim=8, hidden_dim=16, num_experts=2, max_length=6, dropout=0.0)
 CONFIGS = {
@@ -26,7 +28,8 @@ CONFIGS = {
 }
 MODELS = {
     **{name: (CAMMSR, config) for name, config in CONFIGS.items()},
-    "concat": (concat_recommender, SMALL),
+    "concat": (partial(fused_recommender, fusion="concat"), SMALL),
+    "low rank": (partial(fused_recommender, fusion="low_rank"), SMALL),
     "sasrec": (sasrec, SMALL),
 }
 
@@ -119,6 +122,18 @@ def test_category_matters_unless_guidance_is_off(tiny):
             torch.manual_seed(0)
             outputs.append(CAMMSR(tiny.features, given, config).eval()(HISTORY, VALID).states)
         assert torch.equal(*outputs) == same
+
+
+@pytest.mark.parametrize("name", available())
+def test_any_fusion_makes_a_recommender_that_learns(name, tiny):
+    model = fused_recommender(tiny.features, tiny.labels, SMALL, fusion=name)
+    output = model(HISTORY, VALID)
+    assert output.candidates.shape == (len(tiny.labels), 8)
+    loss = (output.states @ output.candidates.T).square().mean() + sum(output.losses.values())
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(gradient.any() for gradient in gradients.values()), gradients
 
 
 def test_each_position_keeps_its_best_experts(tiny):

@@ -153,6 +153,11 @@ def test_flags_change_the_configuration():
     assert models == ["sasrec"]
 
 
+def test_a_fusion_is_a_model_of_its_own():
+    assert parse(["--fusion", "low_rank"])[1] == ["low_rank"]
+    assert parse(["--data", "x", "--fusion", "mean"])[1] == ["mean"]
+
+
 def test_number_of_seeds():
     assert parse_comparison(["--data", "x", "--seeds", "3"])[2] == 3
 
@@ -161,6 +166,8 @@ def test_number_of_seeds():
     ("arguments", "message"),
     [
         (["--models", "[bert]"], "Expected a model among"),
+        (["--fusion", "bilinear"], "Expected --fusion among ['sum', 'mean',"),
+        (["--fusion", "sum", "--models", "[cammsr]"], "Expected --fusion or --models, got 'sum'"),
         (["--models", "[sasrec,sasrec]"], "Expected every model once in --models"),
         (["--model.dim", "9"], "Expected dim divisible by num_heads, got 9 and 2"),
         (["--model.dropout", "1.5"], "Expected 0 <= dropout <= 1, got 1.5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,11 @@ from cammsr.config import ModelConfig
 from cammsr.encoder import make_encoder
 from cammsr.items import ItemStreams
 from cammsr.model import RecommenderOutput
-from mmfuse import ConcatFusion, SumFusion
-from mmfuse.types import Fusion, Streams
+from mmfuse import SumFusion
+from mmfuse.fusion import build
+from mmfuse.types import Streams
 
-__all__ = ["FusedRecommender", "concat_recommender", "sasrec"]
+__all__ = ["FusedRecommender", "fused_recommender", "sasrec"]
 
 
 class FusedRecommender(nn.Module):
@@ -26,7 +28,7 @@ class FusedRecommender(nn.Module):
     labels: Tensor
 
     def __init__(
-        self, items: ItemStreams, fusion: Fusion, labels: Tensor, config: ModelConfig
+        self, items: ItemStreams, fusion: nn.Module, labels: Tensor, config: ModelConfig
     ) -> None:
         super().__init__()
         self.items = items
@@ -55,11 +57,16 @@ def sasrec(features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig) 
     return FusedRecommender(items, SumFusion(config.dim, 1), labels, config)
 
 
-def concat_recommender(
-    features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig
+#: The whole catalogue is fused at once: what grows with the product of the widths stays narrow.
+OPTIONS: dict[str, dict[str, Any]] = {"tensor": {"hidden_dim": 12}, "tucker": {"hidden_dim": 12}}
+
+
+def fused_recommender(
+    features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig, *, fusion: str
 ) -> FusedRecommender:
-    """All modalities, concatenated and mapped to one vector."""
+    """All modalities, by any fusion of :func:`mmfuse.fusion.available`."""
     items = ItemStreams(
         features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
     )
-    return FusedRecommender(items, ConcatFusion(config.dim, len(items.names)), labels, config)
+    block = build(fusion, config.dim, len(items.names), **OPTIONS.get(fusion, {}))
+    return FusedRecommender(items, block, labels, config)

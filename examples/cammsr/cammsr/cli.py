@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from cammsr.config import Config
 from cammsr.variants import configure
+from mmfuse.fusion import available
 
 __all__ = ["parse", "parse_comparison"]
 
@@ -44,6 +45,11 @@ def _parser(description: str) -> ArgumentParser:
         default=None,
         help=f"what to train; without --data {PLANTED}, with it {REAL}",
     )
+    parser.add_argument(
+        "--fusion",
+        default=None,
+        help=f"instead of --models: one Transformer behind one of {list(available())}",
+    )
     parser.add_class_arguments(Config)
     return parser
 
@@ -62,7 +68,14 @@ def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
     try:
         made = parser.instantiate(given)
         config = Config(**{field.name: made[field.name] for field in fields(Config)})
-        models = given.models or (PLANTED if config.data is None else REAL)
+        if given.fusion is not None and given.models is not None:
+            raise ValueError(
+                f"Expected --fusion or --models, got {given.fusion!r} and {given.models}."
+            )
+        if given.fusion is not None and given.fusion not in available():
+            raise ValueError(f"Expected --fusion among {list(available())}, got {given.fusion!r}.")
+        default = PLANTED if config.data is None else REAL
+        models = [given.fusion] if given.fusion else given.models or default
         if len(set(models)) < len(models):
             raise ValueError(f"Expected every model once in --models, got {models}.")
         for model in models:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
 
-from cammsr.baselines import concat_recommender, sasrec
+from cammsr.baselines import fused_recommender, sasrec
 from cammsr.config import Config
 from cammsr.dataset import Dataset
 from cammsr.model import CAMMSR
 from cammsr.objective import Objective
+from mmfuse.fusion import available
 
 __all__ = ["VARIANTS", "build", "configure"]
 
@@ -36,7 +38,7 @@ def _as_configured(config: Config) -> Config:
 
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]] = {
     "sasrec": (sasrec, _as_configured),
-    "concat": (concat_recommender, _as_configured),
+    **{name: (partial(fused_recommender, fusion=name), _as_configured) for name in available()},
     "cammsr": (CAMMSR, _as_configured),
     "cammsr w/o guidance": (CAMMSR, _without_guidance),
     "cammsr w/o MSCL": (CAMMSR, _without_contrast),
