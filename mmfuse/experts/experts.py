@@ -24,8 +24,8 @@ _BACKENDS = ("auto", "dense", "loop", "grouped")
 #: What the sparse backends ask of :func:`expert_rows`.
 GROUPED: Mapping[str, bool | None] = {"auto": None, "dense": None, "loop": False, "grouped": True}
 # Measured on two cores, float32, forward and backward: sorting pays once the dense backend would
-# multiply this often for nobody. Few tokens count as eight: all weights are read all the same.
-_CHEAP_WASTE = 2**24
+# multiply more often than this. Few tokens count as eight: all weights are read all the same.
+_CHEAP = 2**25
 _LEAST_TOKENS = 8
 
 
@@ -53,11 +53,11 @@ class Experts(nn.Module):
     * ``"grouped"`` lets one call of :func:`torch.nn.functional.grouped_mm` do that, and falls back
       to the loop for what the call does not take (float64, odd widths).
 
-    ``"auto"`` takes the dense backend where there is no index, and where the products that it would
-    compute for nobody cost less than sorting (few tokens, or nearly all experts chosen); otherwise
-    the loop on the CPU and the grouped one elsewhere. Under :func:`torch.compile` it does not look
-    at the number of tokens. No choice is ever dropped. The output has the dtype of ``x``, under
-    autocast as well.
+    ``"auto"`` takes the dense backend where there is no index, and where all its products together
+    cost less than sorting (few tokens, small experts); otherwise the loop on the CPU and the
+    grouped one elsewhere. Under :func:`torch.compile` it does not look at the number of tokens, and
+    takes the dense one where at least four of five experts are chosen. No choice is ever dropped.
+    The output has the dtype of ``x``, under autocast as well.
 
     Args:
         num_experts: Number :math:`E` of experts.
@@ -191,13 +191,10 @@ class Experts(nn.Module):
     def _is_dense(self, expert_index: Tensor) -> bool:
         if self.backend != "auto":
             return self.backend == "dense"
-        idle = self.num_experts - expert_index.shape[-1]
         if torch.compiler.is_compiling():  # the number of tokens may be symbolic
-            return 5 * idle <= self.num_experts
+            return 5 * expert_index.shape[-1] >= 4 * self.num_experts
         tokens = max(expert_index[..., 0].numel(), _LEAST_TOKENS)
-        return (
-            tokens * idle * (self.in_weight[0].numel() + self.out_weight[0].numel()) < _CHEAP_WASTE
-        )
+        return tokens * (self.in_weight.numel() + self.out_weight.numel()) < _CHEAP
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         in_bias = None if self.in_bias is None else self.in_bias.to(dtype)

@@ -549,13 +549,14 @@ def sparse_calls(bank: Experts, *inputs: Tensor | None) -> list[bool | None]:
     [
         (400, 5, 1, True),
         (400, 5, 3, True),
-        (400, 5, 4, False),
+        (400, 5, 5, True),
+        (200, 5, 1, False),
         (400, 2, 2, False),
         (3, 5, 1, False),
         (0, 5, 1, False),
     ],
 )
-def test_auto_is_sparse_for_many_tokens_that_choose_few_experts(
+def test_auto_is_sparse_where_all_products_cost_more_than_sorting(
     tokens: int, num_experts: int, top_k: int, sparse: bool
 ) -> None:
     bank = Experts(num_experts, 64, 256)
