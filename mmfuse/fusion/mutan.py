@@ -89,8 +89,7 @@ class MUTANFusion(nn.Module):
         """Return the fused vector; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
         hidden = torch.tanh(self.project(mask_absent(x, present)))
-        if present is not None:
-            hidden = torch.where(present.unsqueeze(-1), hidden, torch.ones_like(hidden))
+        hidden = mask_absent(hidden, present, fill=1.0)
         terms = masked_product(self.factors(hidden)).unflatten(-1, (self.rank, self.hidden_dim))
         return FusionOutput(self.out(terms.sum(-2)), None, {})
 
@@ -194,9 +193,7 @@ class BLOCKFusion(nn.Module):
     ) -> FusionOutput:
         """Return the fused vector; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
-        hidden = self.project(mask_absent(x, present))
-        if present is not None:
-            hidden = torch.where(present.unsqueeze(-1), hidden, torch.ones_like(hidden))
+        hidden = mask_absent(self.project(mask_absent(x, present)), present, fill=1.0)
         parts = hidden.unflatten(-1, (self.blocks, -1))  # (..., M, N, F / N)
         factors = torch.einsum("...mni,mnio->...mno", parts, self.factors)
         terms = masked_product(factors.flatten(-2)).unflatten(-1, (self.blocks, self.rank, -1))

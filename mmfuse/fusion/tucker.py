@@ -94,9 +94,7 @@ class TuckerFusion(nn.Module):
     ) -> FusionOutput:
         """Return the fused vector; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
-        hidden = self.project(mask_absent(x, present))
-        if present is not None:
-            hidden = torch.where(present.unsqueeze(-1), hidden, torch.ones_like(hidden))
+        hidden = mask_absent(self.project(mask_absent(x, present)), present, fill=1.0)
         first, *others = hidden.unbind(-2)
         rest = first @ self.core.flatten(1)  # (..., F * ... * F): an axis less each time
         for one in others:

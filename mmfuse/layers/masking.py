@@ -17,11 +17,13 @@ __all__ = ["apply_where", "mask_absent", "masked_product", "masked_softmax", "ob
 def mask_absent(
     x: Tensor,  # (..., D)
     present: Tensor | None = None,  # (...)
+    *,
+    fill: float = 0.0,
 ) -> Tensor:  # (..., D)
-    r"""Replace absent vectors by zeros, whatever they hold.
+    r"""Replace absent vectors by zeros (or another number), whatever they hold.
 
     .. math::
-        y = \begin{cases} x & \text{present} \\ 0 & \text{absent} \end{cases}
+        y = \begin{cases} x & \text{present} \\ c & \text{absent} \end{cases}
 
     A selection, not a product: a NaN in an absent vector reaches neither the output nor a
     gradient.
@@ -29,6 +31,7 @@ def mask_absent(
     Args:
         x: Vectors.
         present: Boolean, true where observed; ``None`` means everywhere and costs nothing.
+        fill: The number :math:`c`, such as one for a factor of a product.
 
     Shape:
         - x: :math:`(\ldots, D)`
@@ -36,7 +39,7 @@ def mask_absent(
         - output: :math:`(\ldots, D)`
 
     Returns:
-        The vectors, zero where absent.
+        The vectors, ``fill`` where absent.
 
     Raises:
         ValueError: If ``present`` is not boolean or its shape is not that of the vectors.
@@ -50,7 +53,8 @@ def mask_absent(
     if present is None:
         return x
     check_mask("present", present, x.shape[:-1])
-    return torch.where(present.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    absent = torch.full((), fill, dtype=x.dtype, device=x.device)
+    return torch.where(present.unsqueeze(-1), x, absent)
 
 
 def observed(
@@ -171,10 +175,7 @@ def masked_product(
         tensor([2., 3.])
     """
     check_shape("x", x, "M", "D")
-    if present is not None:
-        check_mask("present", present, x.shape[:-1])
-        x = torch.where(present.unsqueeze(-1), x, torch.ones((), dtype=x.dtype, device=x.device))
-    return functools.reduce(torch.mul, x.unbind(-2))
+    return functools.reduce(torch.mul, mask_absent(x, present, fill=1.0).unbind(-2))
 
 
 def apply_where(

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mmfuse.layers import apply_where, mask_absent, masked_softmax, observed
+from mmfuse.layers import apply_where, mask_absent, masked_product, masked_softmax, observed
 from mmfuse.types import Streams
 from tests.outcomes import assert_same, outcome, places, static_shapes
 from tests.strategies import Sequences, sequences, streams, with_nan
@@ -64,6 +64,25 @@ def test_mask_absent_matches_naive(case: Streams) -> None:
         if not case.present[place]:
             wanted[place] = 0
     assert_same(mask_absent(case.x, case.present), wanted)
+
+
+@few
+@given(streams())
+def test_masked_product_matches_naive(case: Streams) -> None:
+    product = masked_product(with_nan(case.x, case.present), case.present)
+    for place in places(case.x.shape[:-2]):
+        rows = zip(case.x[place].tolist(), case.present[place].tolist(), strict=True)
+        wanted = [1.0] * case.x.shape[-1]
+        for row, there in rows:
+            wanted = [a * b if there else a for a, b in zip(wanted, row, strict=True)]
+        torch.testing.assert_close(product[place], torch.tensor(wanted, dtype=product.dtype))
+
+
+@few
+@given(streams())
+def test_what_is_absent_may_become_any_number(case: Streams) -> None:
+    filled = mask_absent(with_nan(case.x, case.present), case.present, fill=2.5)
+    assert_same(filled, torch.where(case.present.unsqueeze(-1), case.x, 2.5))
 
 
 @few
@@ -209,6 +228,14 @@ def test_no_gradient_is_nan_on_its_way(case: Streams) -> None:
 
 
 MIXED = torch.tensor([[True, False, True], [False, False, False], [True, True, True]])
+
+
+def test_a_product_can_be_differentiated_twice_where_a_factor_is_zero() -> None:
+    x = torch.randn(3, 3, 2, dtype=torch.float64)
+    x[0, 1] = 0
+    x.requires_grad_()
+    for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
+        assert check(lambda x: masked_product(x, MIXED), x)
 
 
 def test_gradcheck() -> None:
