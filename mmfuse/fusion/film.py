@@ -93,7 +93,7 @@ class FiLMFusion(nn.Module):
         x = mask_absent(x, present)
         own = x[..., self.target, :]
         if self.modulation is None:
-            return FusionOutput(own, None, {})
+            return FusionOutput(own.clone(), None, {})
         others = [m for m in range(self.num_modalities) if m != self.target]
         there = None if present is None else present[..., others]
         scale, shift = mask_absent(self.modulation(x[..., others, :]), there).sum(-2).chunk(2, -1)

@@ -12,7 +12,7 @@ from mmfuse.types import FusionOutput
 
 __all__ = ["MFBFusion", "MFHFusion"]
 
-_TINY = 1e-12  # the square root has a finite gradient at zero
+_TINY = 1e-6  # of a vector of length one: the root has a gradient at zero that half precision holds
 
 
 class MFBFusion(nn.Module):
@@ -31,7 +31,9 @@ class MFBFusion(nn.Module):
 
     .. note::
         The paper has two inputs; the product of more is the same low-rank form of a multilinear
-        map. The root is taken of :math:`|z| + 10^{-12}`, so that its gradient is finite at zero.
+        map. The root has no finite gradient at zero, so :math:`\mathbf{s} = \mathbf{u} /
+        \sqrt{|\mathbf{u}| + 10^{-6}}` is computed of :math:`\mathbf{u} = \mathbf{z} / \lVert
+        \mathbf{z} \rVert`, in float32 at least: the scale of the inputs means nothing.
 
     Args:
         dim: Size :math:`D` of a modality embedding and of the output.
@@ -90,8 +92,9 @@ class MFBFusion(nn.Module):
     ) -> FusionOutput:
         """Return the fused vector; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
-        product = masked_product(self.factors(mask_absent(x, present)), present)
-        return FusionOutput(_pool(self.dropout(product), self.factor), None, {})
+        factors = self.factors(mask_absent(x, present))
+        fused = _pool(self.dropout(_product(factors, present)), self.factor)
+        return FusionOutput(fused.to(factors.dtype), None, {})
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_modalities={self.num_modalities}, factor={self.factor}"
@@ -176,13 +179,14 @@ class MFHFusion(nn.Module):
     ) -> FusionOutput:
         """Return the fused vector; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
-        products = masked_product(self.factors(mask_absent(x, present)), present)
+        factors = self.factors(mask_absent(x, present))
+        products = _product(factors, present)
         pooled, before = [], None
         for product in products.chunk(self.order, dim=-1):
             thinned = self.dropout(product)
-            before = thinned if before is None else before * thinned
+            before = thinned if before is None else unit(before * thinned)
             pooled.append(_pool(before, self.factor))
-        return FusionOutput(self.out(torch.cat(pooled, dim=-1)), None, {})
+        return FusionOutput(self.out(torch.cat(pooled, dim=-1).to(factors.dtype)), None, {})
 
     def extra_repr(self) -> str:
         return (
@@ -191,8 +195,12 @@ class MFHFusion(nn.Module):
         )
 
 
+def _product(factors: Tensor, present: Tensor | None) -> Tensor:  # (..., M, kD) -> (..., kD)
+    """Up to its length, which pooling forgets: nothing overflows, nothing vanishes."""
+    return masked_product(unit(factors.to(at_least_float32(factors))), present)
+
+
 def _pool(product: Tensor, factor: int) -> Tensor:  # (..., kD) -> (..., D)
-    """Sum of neighbours, signed root, unit length; in float32 at least."""
-    wide = product.to(at_least_float32(product))
-    total = wide.unflatten(-1, (-1, factor)).sum(-1)
-    return unit(total * (total.abs() + _TINY).rsqrt()).to(product.dtype)
+    """Sum of neighbours, signed root, unit length."""
+    total = unit(product.unflatten(-1, (-1, factor)).sum(-1))
+    return unit(total * (total.abs() + _TINY).rsqrt())

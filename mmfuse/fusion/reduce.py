@@ -60,8 +60,8 @@ class MeanFusion(nn.Module):
         check_shape("x", x, self.num_modalities, self.dim)
         seen = x.new_ones(x.shape[:-1]) if present is None else present.to(x.dtype)
         weights = seen / seen.sum(-1, keepdim=True).clamp_min(1)
-        fused = torch.einsum("...m,...md->...d", weights, mask_absent(x, present))
-        return FusionOutput(fused.to(x.dtype), weights, {})
+        fused = (weights.unsqueeze(-1) * mask_absent(x, present)).sum(-2)
+        return FusionOutput(fused, weights, {})
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_modalities={self.num_modalities}"

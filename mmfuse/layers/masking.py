@@ -175,7 +175,9 @@ def masked_product(
         tensor([2., 3.])
     """
     check_shape("x", x, "M", "D")
-    return functools.reduce(torch.mul, mask_absent(x, present, fill=1.0).unbind(-2))
+    check_positive(M=x.shape[-2])
+    first, *others = mask_absent(x, present, fill=1.0).unbind(-2)
+    return functools.reduce(torch.mul, others, first.clone())  # never a view of the input
 
 
 def apply_where(
@@ -189,9 +191,9 @@ def apply_where(
         y_t = \begin{cases} f(x_t) & \text{valid} \\ 0 & \text{otherwise} \end{cases}
 
     Padding costs nothing: rows are packed before the function and unpacked after it. Under
-    :func:`torch.compile` and on the meta device, where the number of valid rows is not known,
-    the function sees every row, zeros where not valid, and the result is masked: same numbers,
-    static shapes.
+    :func:`torch.compile` and :func:`torch.vmap`, and on the meta device, where the number of valid
+    rows is not known, the function sees every row, zeros where not valid, and the result is masked:
+    same numbers, static shapes.
 
     Args:
         function: Maps tensors of shape :math:`(\ldots, \ast)` to one of shape
@@ -220,7 +222,8 @@ def apply_where(
         return function(*inputs)
     for tensor in inputs:
         check_mask("valid", valid, tensor.shape[: valid.ndim])
-    if torch.compiler.is_compiling() or valid.is_meta:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if traced or valid.is_meta:
         return _zero_elsewhere(function(*(_zero_elsewhere(part, valid) for part in inputs)), valid)
     rows = valid.flatten().nonzero().squeeze(-1)
     flat = [part.reshape(valid.numel(), *part.shape[valid.ndim :]) for part in inputs]

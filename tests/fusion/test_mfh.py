@@ -18,9 +18,10 @@ few = settings(max_examples=25)
 
 
 def pooled(product: list[float], factor: int) -> list[float]:
-    """Sum of neighbours, signed root, unit length."""
+    """Sum of neighbours, signed root (smooth at zero), unit length."""
     sums = [sum(product[i : i + factor]) for i in range(0, len(product), factor)]
-    roots = [math.copysign(math.sqrt(abs(value)), value) for value in sums]
+    whole = math.sqrt(sum(value**2 for value in sums))
+    roots = [value / whole / math.sqrt(abs(value / whole) + 1e-6) for value in sums]
     length = math.sqrt(sum(root * root for root in roots))
     return [root / length for root in roots]
 
@@ -77,6 +78,25 @@ def test_the_root_of_zero_has_a_finite_gradient(kind: type) -> None:
     fusion(x).fused.sum().backward()
     assert x.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in fusion.parameters())
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 30.0])
+@pytest.mark.parametrize("kind", [MFBFusion, MFHFusion])
+def test_the_scale_of_the_inputs_means_nothing_in_half_precision_either(
+    kind: type, scale: float
+) -> None:
+    fusion, x = kind(16, 3).eval(), torch.randn(32, 3, 16)
+    wanted = fusion(x).fused
+    torch.testing.assert_close(fusion(scale * x).fused, wanted, rtol=1e-3, atol=1e-4)
+    x = (scale * x).half() if scale >= 1 else x.half()
+    x[0, 1] = 0
+    x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16):
+        fused = fusion(x).fused
+    assert (fused[1:].float() - wanted[1:]).norm() < 0.05 * wanted.norm()
+    fused.float().square().sum().backward()
+    assert x.grad.isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in fusion.parameters())
 
 
 @pytest.mark.parametrize("kind", [MFBFusion, MFHFusion])

@@ -167,6 +167,25 @@ def test_device_and_dtype_are_taken(name: str) -> None:
 
 
 @each_fusion
+@pytest.mark.parametrize("num_modalities", [1, 3])
+def test_what_comes_out_is_no_view_of_what_went_in(name: str, num_modalities: int) -> None:
+    fusion, x = made(name, 4, num_modalities), torch.randn(3, num_modalities, 4)
+    before = x.clone()
+    with torch.no_grad():
+        fusion(x).fused.zero_()
+    assert_same(x, before)
+
+
+@each_fusion
+@pytest.mark.parametrize("masked", [False, True])
+def test_batched_by_vmap_it_gives_the_same_numbers(name: str, masked: bool) -> None:
+    fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
+    inputs = (x, PRESENT) if masked else (x,)
+    batched = torch.vmap(lambda *parts: fusion(*parts).fused)(*inputs)
+    torch.testing.assert_close(batched, fusion(*inputs).fused)
+
+
+@each_fusion
 def test_context_is_ignored(name: str) -> None:
     fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
     assert_same(fusion(x, PRESENT, torch.randn(3, 9)), fusion(x, PRESENT))
