@@ -91,6 +91,8 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(torch|collections|typing)\..*"),  # other projects' objects, see above
     (r"py:class", r"bool|dict|float|int|list|str|tuple"),  # Python's own, see above
     (r"py:class", r"Tensor"),  # torch.Tensor, as a field of a NamedTuple spells it
+    (r"py:class", r"Axes"),  # matplotlib's, which is imported for type checkers only
+    (r"py:class", r"Data|HeteroData"),  # torch_geometric's, likewise
     (r"py:(class|exc)", r"[A-Z]\w+(Error|Warning)"),  # Python's own, see above
 ]
 

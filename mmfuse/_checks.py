@@ -12,7 +12,9 @@ from torch import Tensor
 
 __all__ = [
     "check_at_most",
+    "check_below",
     "check_choice",
+    "check_divides",
     "check_floating",
     "check_index",
     "check_mask",
@@ -67,6 +69,20 @@ def check_at_most(limit_name: str, limit: float, **values: float) -> None:
     for name, value in values.items():
         if value > limit:
             raise ValueError(f"Expected {name} <= {limit_name} = {limit}, got {value}.")
+
+
+def check_below(limit_name: str, limit: int, **values: int) -> None:
+    """Demand that every named number counts from zero to below another one."""
+    for name, value in values.items():
+        if not 0 <= value < limit:
+            raise ValueError(f"Expected 0 <= {name} < {limit_name} = {limit}, got {value}.")
+
+
+def check_divides(*, num_heads: int, dim: int) -> None:
+    """Demand a width that heads can share."""
+    check_positive(num_heads=num_heads)
+    if dim % num_heads:
+        raise ValueError(f"Expected dim divisible by num_heads = {num_heads}, got {dim}.")
 
 
 def check_choice(name: str, value: str, choices: Iterable[str]) -> None:

@@ -29,9 +29,9 @@ LIBRARY = ROOT / "mmfuse"
 #: Rooms, floor by floor. A module imports from lower floors and from its own room, nothing else.
 FLOORS = (
     ("types", "_activation", "_checks", "_precision"),
-    ("_expert_groups", "_expert_loop", "_routing"),
+    ("_expert_groups", "_expert_loop", "_routing", "_transformer"),
     ("losses", "layers"),
-    ("projection", "gating", "experts", "graph"),
+    ("_history", "projection", "gating", "experts", "graph"),
     ("fusion",),
     ("functional", "testing", "diagnostics"),
     ("",),  # mmfuse/__init__.py
@@ -462,7 +462,7 @@ def test_every_room_has_a_floor() -> None:
 
 
 def test_import_is_light() -> None:
-    assert not loaded("import mmfuse, mmfuse.functional, mmfuse.testing", HEAVY)
+    assert not loaded("import mmfuse, mmfuse.functional, mmfuse.testing, mmfuse.diagnostics", HEAVY)
 
 
 def test_heavy_imports_are_noticed() -> None:

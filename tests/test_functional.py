@@ -7,9 +7,9 @@ from types import ModuleType
 
 import pytest
 
-from mmfuse import experts, functional, fusion, gating, layers, losses, projection
+from mmfuse import experts, functional, fusion, gating, graph, layers, losses, projection
 
-FAMILIES = (experts, fusion, gating, layers, losses, projection)
+FAMILIES = (experts, fusion, gating, graph, layers, losses, projection)
 
 
 def functions(family: ModuleType) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_positive, check_shape
+from mmfuse._checks import check_divides, check_positive, check_shape
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.types import FusionOutput
 
@@ -60,9 +60,8 @@ class AttentionPoolingFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, num_modalities=num_modalities, num_heads=num_heads)
-        if dim % num_heads:
-            raise ValueError(f"Expected dim divisible by num_heads = {num_heads}, got {dim}.")
+        check_positive(dim=dim, num_modalities=num_modalities)
+        check_divides(num_heads=num_heads, dim=dim)
         self.dim = dim
         self.num_modalities = num_modalities
         self.num_heads = num_heads

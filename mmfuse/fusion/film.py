@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_positive, check_shape
+from mmfuse._checks import check_below, check_positive, check_shape
 from mmfuse.layers import ModalityLinear, mask_absent
 from mmfuse.types import FusionOutput
 
@@ -64,10 +64,7 @@ class FiLMFusion(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(dim=dim, num_modalities=num_modalities)
-        if not 0 <= target < num_modalities:
-            raise ValueError(
-                f"Expected 0 <= target < num_modalities = {num_modalities}, got {target}."
-            )
+        check_below("num_modalities", num_modalities, target=target)
         self.dim = dim
         self.num_modalities = num_modalities
         self.target = target

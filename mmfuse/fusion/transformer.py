@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmfuse._checks import check_positive, check_probability, check_shape
+from mmfuse._checks import check_positive, check_shape
+from mmfuse._transformer import make_layer, through
 from mmfuse.layers import mask_absent
 from mmfuse.types import FusionOutput
 
@@ -68,18 +69,13 @@ class TransformerFusion(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        hidden_dim = 4 * dim if hidden_dim is None else hidden_dim
-        check_positive(dim=dim, num_modalities=num_modalities, hidden_dim=hidden_dim)
-        check_positive(num_layers=num_layers, num_heads=num_heads)
-        check_probability(dropout=dropout)
-        if dim % num_heads:
-            raise ValueError(f"Expected dim divisible by num_heads = {num_heads}, got {dim}.")
+        check_positive(dim=dim, num_modalities=num_modalities, num_layers=num_layers)
         self.dim = dim
         self.num_modalities = num_modalities
         self.token = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
         self.embedding = nn.Parameter(torch.empty(num_modalities, dim, device=device, dtype=dtype))
         self.layers = nn.ModuleList(
-            _Layer(dim, num_heads, hidden_dim, dropout, device=device, dtype=dtype)
+            make_layer(dim, num_heads, hidden_dim, dropout, device=device, dtype=dtype)
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
@@ -106,53 +102,9 @@ class TransformerFusion(nn.Module):
         x = torch.cat([self.token.expand(*x.shape[:-2], 1, self.dim), x], dim=-2)
         seen = None
         if present is not None:  # the token is always there, so that every row has a key
-            seen = F.pad(present, (1, 0), value=True)[..., None, None, :]
-        for layer in self.layers:
-            x = layer(x, seen)
+            seen = F.pad(present, (1, 0), value=True)
+        x = through(self.layers, x, seen=seen)
         return FusionOutput(self.norm(x[..., 0, :]), None, {})
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_modalities={self.num_modalities}"
-
-
-class _Layer(nn.Module):
-    """Attention, then a network; each reads what a LayerNorm made and adds to what was there."""
-
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        hidden_dim: int,
-        dropout: float,
-        *,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.attention_norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.joint = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
-        self.attention_out = nn.Linear(dim, dim, device=device, dtype=dtype)
-        self.norm = nn.LayerNorm(dim, device=device, dtype=dtype)
-        self.hidden = nn.Linear(dim, hidden_dim, device=device, dtype=dtype)
-        self.out = nn.Linear(hidden_dim, dim, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
-
-    def reset_parameters(self) -> None:
-        for part in self.children():
-            if isinstance(part, nn.Linear | nn.LayerNorm):
-                part.reset_parameters()
-
-    def forward(
-        self,
-        x: Tensor,  # (..., N, D)
-        seen: Tensor | None,  # (..., 1, 1, N)
-    ) -> Tensor:  # (..., N, D)
-        joint = self.joint(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = joint.movedim(-4, -2).unbind(-4)  # (..., H, N, D / H) each
-        rate = self.dropout.p if self.training else 0.0
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=rate)
-        x = x + self.dropout(self.attention_out(read.movedim(-3, -2).flatten(-2)))
-        inner = self.out(self.dropout(F.gelu(self.hidden(self.norm(x)))))
-        output: Tensor = x + self.dropout(inner)
-        return output

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from mmfuse.fusion import available, build
 from mmfuse.testing import assert_block_contract
 from mmfuse.types import Fusion, FusionOutput, Streams
+from tests.fusions import OPTIONS, made, made_for
 from tests.outcomes import assert_same, drawn, outcome, places
 from tests.strategies import streams, with_nan
 
 few = settings(max_examples=15)
 each_fusion = pytest.mark.parametrize("name", available())
+each_of_rows = pytest.mark.parametrize("name", available("rows"))  # see test_sequences.py
 
-#: Options that keep the widths small, and dropout out of the numbers.
-OPTIONS: dict[str, dict[str, Any]] = {
-    "mlp": {"hidden_dim": 5},
-    "tensor": {"hidden_dim": 2},
-    "low_rank": {"rank": 3},
-    "mlb": {"hidden_dim": 5},
-    "mfb": {"factor": 2},
-    "mfh": {"factor": 2},
-    "tucker": {"hidden_dim": 3},
-    "mutan": {"hidden_dim": 3, "rank": 2},
-    "block": {"hidden_dim": 4, "blocks": 2, "rank": 2},
-    "transformer": {"hidden_dim": 3},
-    "mixture": {"num_experts": 2, "hidden_dim": 3},
-}
-WEIGHING = ("mean", "gated", "attention_pooling", "product_of_experts")
+WEIGHING = ("mean", "gated", "attention_pooling", "product_of_experts", "dynamic", "graph")
 #: Where an order of the modalities means nothing: they share all parameters, or there are none.
-SYMMETRIC = ("sum", "mean", "max", "product", "attention_pooling")
+SYMMETRIC = ("sum", "mean", "max", "product", "attention_pooling", "dynamic")
 PRESENT = torch.tensor([[True, False, True], [False, True, True], [False, False, False]])
-
-
-def made(name: str, dim: int, num_modalities: int, **more: Any) -> nn.Module:
-    return build(name, dim, num_modalities, **OPTIONS.get(name, {}), **more).eval()
-
-
-def made_for(name: str, x: Tensor) -> nn.Module:
-    return drawn(made(name, x.shape[-1], x.shape[-2]))
 
 
 # -- names -----------------------------------------------------------------------------------------
 
 
 def test_every_name_is_there_once() -> None:
-    assert len(set(available())) == len(available()) == 21
+    assert len(set(available())) == len(available()) == 32
 
 
 @each_fusion
@@ -62,6 +40,12 @@ def test_a_fusion_is_built_with_its_options(name: str) -> None:
         assert getattr(fusion, option, value) == value
     assert str(fusion).startswith(f"{type(fusion).__name__}(")
     assert "dim=4, num_modalities=3" in str(fusion)
+
+
+def test_rows_and_sequences_are_all_there_is() -> None:
+    assert available("rows") + available("sequences") == available()
+    with pytest.raises(ValueError, match=r"kind to be one of 'rows', 'sequences', got 'tokens'\."):
+        available("tokens")
 
 
 def test_an_unknown_name_or_option_is_an_error() -> None:
@@ -92,7 +76,7 @@ def test_all_present_is_no_mask(name: str, case: Streams) -> None:
     torch.testing.assert_close(got, outcome(fusion, case.x))
 
 
-@each_fusion
+@each_of_rows
 def test_rows_with_nothing_are_finite_and_alike(name: str) -> None:
     fusion = drawn(made(name, 4, 3))
     x = torch.full((5, 3, 4), torch.nan, dtype=torch.float64)
@@ -115,7 +99,7 @@ def test_weights_are_shares_of_what_is_present(name: str, case: Streams) -> None
 # -- shape, order, precision -----------------------------------------------------------------------
 
 
-@each_fusion
+@each_of_rows
 @few
 @given(case=streams())
 def test_each_row_is_fused_as_if_alone(name: str, case: Streams) -> None:
@@ -176,7 +160,7 @@ def test_what_comes_out_is_no_view_of_what_went_in(name: str, num_modalities: in
     assert_same(x, before)
 
 
-@each_fusion
+@each_of_rows
 @pytest.mark.parametrize("masked", [False, True])
 def test_batched_by_vmap_it_gives_the_same_numbers(name: str, masked: bool) -> None:
     fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
@@ -185,7 +169,7 @@ def test_batched_by_vmap_it_gives_the_same_numbers(name: str, masked: bool) -> N
     torch.testing.assert_close(batched, fusion(*inputs).fused)
 
 
-@each_fusion
+@pytest.mark.parametrize("name", sorted({*available()} - {"dynamic"}))
 def test_context_is_ignored(name: str) -> None:
     fusion, x = made(name, 4, 3), torch.randn(3, 3, 4)
     assert_same(fusion(x, PRESENT, torch.randn(3, 9)), fusion(x, PRESENT))
@@ -208,18 +192,36 @@ def test_gradcheck(name: str) -> None:
     assert torch.autograd.gradcheck(fused, (x, *weights.values()))
 
 
+def unused(name: str, num_modalities: int) -> tuple[str, ...]:
+    """Parameters that get no gradient, and why."""
+    if name == "whitening":  # the noise is drawn in training only
+        return tuple(f"adaptors.{m}.noise.weight" for m in range(num_modalities))
+    if num_modalities > 1:
+        return ()
+    single = {
+        "attention_pooling": ("query", "key.weight"),  # one answer fits every question
+        "dynamic": ("user", "sharpness"),
+        "graph": ("query", "layers.0.att", "layers.0.lin_r.weight"),
+        "interactive": (
+            "mixture.gate.weight",
+            "mixture.gate.bias",
+            "mixture.experts.weight",
+            "mixture.experts.bias",
+        ),  # nothing is added to the target at the start
+    }
+    return single.get(name, ())
+
+
 @each_fusion
-@pytest.mark.parametrize("num_modalities", [1, 2, 3, 5])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("num_modalities", "masked"), [(1, False), (2, True), (3, False)])
 def test_contract(name: str, num_modalities: int, masked: bool) -> None:
     fusion = made(name, 4, num_modalities)
     present = torch.rand(2, 6, num_modalities) < 0.7 if masked else None
-    alone = num_modalities == 1 and name == "attention_pooling"  # one answer fits every question
-    unused = ("query", "key.weight") if alone else ()
-    assert_block_contract(fusion, torch.randn(2, 6, num_modalities, 4), present, unused=unused)
+    x = torch.randn(2, 6, num_modalities, 4)
+    assert_block_contract(fusion, x, present, unused=unused(name, num_modalities))
 
 
-@each_fusion
+@each_of_rows
 @pytest.mark.parametrize("masked", [False, True])
 def test_exported_it_gives_the_eager_numbers(name: str, masked: bool) -> None:
     fusion = made(name, 4, 3)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,36 +9,10 @@ from hypothesis import given, settings
 from mmfuse.fusion import TransformerFusion
 from mmfuse.types import Streams
 from tests.outcomes import assert_each_row, drawn
-from tests.references import naive_linear
+from tests.references import naive_layer, norm, plus, seen_by
 from tests.strategies import streams
 
 few = settings(max_examples=25)
-Vector = list[float]
-
-
-def plus(first: Vector, second: Vector) -> Vector:
-    return [a + b for a, b in zip(first, second, strict=True)]
-
-
-def linear(layer: torch.nn.Linear, vector: Vector) -> Vector:
-    return plus(naive_linear(layer.weight.tolist(), vector), layer.bias.tolist())
-
-
-def norm(layer: torch.nn.LayerNorm, vector: Vector) -> Vector:
-    mean = sum(vector) / len(vector)
-    deviation = math.sqrt(sum((v - mean) ** 2 for v in vector) / len(vector) + layer.eps)
-    scaled = zip(((v - mean) / deviation for v in vector), layer.weight.tolist(), strict=True)
-    return plus([v * w for v, w in scaled], layer.bias.tolist())
-
-
-def gelu(value: float) -> float:
-    return value * (1 + math.erf(value / math.sqrt(2))) / 2
-
-
-def attend(query: Vector, keys: list[Vector], values: list[Vector]) -> Vector:
-    scores = [math.exp(naive_linear([query], key)[0] / math.sqrt(len(query))) for key in keys]
-    shares = [score / sum(scores) for score in scores]
-    return [sum(s * v[d] for s, v in zip(shares, values, strict=True)) for d in range(len(query))]
 
 
 @pytest.mark.parametrize(("num_layers", "num_heads"), [(1, 1), (2, 2)])
@@ -53,23 +25,14 @@ def test_matches_naive(num_layers: int, num_heads: int, case: Streams) -> None:
     fusion = TransformerFusion(
         dim, num_modalities, num_layers=num_layers, num_heads=num_heads, hidden_dim=3
     )
-    fusion, width = drawn(fusion).eval(), dim // num_heads
+    drawn(fusion).eval()
 
-    def naive(x: list[Vector], present: list[bool]) -> Vector:
+    def naive(x: list[list[float]], present: list[bool]) -> list[float]:
         tokens = [fusion.token.tolist()]
         tokens += [plus(x[m], fusion.embedding[m].tolist()) for m, p in enumerate(present) if p]
+        everybody = range(len(tokens))
         for layer in fusion.layers:
-            joint = [linear(layer.joint, norm(layer.attention_norm, token)) for token in tokens]
-            read: list[Vector] = [[] for _ in tokens]
-            for h in range(num_heads):
-                starts = [part * dim + h * width for part in range(3)]
-                query, key, value = ([row[s : s + width] for row in joint] for s in starts)
-                read = [row + attend(q, key, value) for row, q in zip(read, query, strict=True)]
-            read = [linear(layer.attention_out, row) for row in read]
-            tokens = [plus(a, b) for a, b in zip(tokens, read, strict=True)]
-            inner = [linear(layer.hidden, norm(layer.norm, token)) for token in tokens]
-            outer = [linear(layer.out, [gelu(v) for v in row]) for row in inner]
-            tokens = [plus(a, b) for a, b in zip(tokens, outer, strict=True)]
+            tokens = naive_layer(layer, tokens, seen_by(everybody, everybody, causal=False))
         return norm(fusion.norm, tokens[0])
 
     assert_each_row(fusion, Streams(x, case.present), naive)

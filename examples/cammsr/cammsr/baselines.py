@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from cammsr.config import ModelConfig
 from cammsr.encoder import make_encoder
-from cammsr.items import ItemStreams
+from cammsr.items import ID, ItemStreams, look_up
 from cammsr.model import RecommenderOutput
 from mmfuse import SumFusion
-from mmfuse.fusion import build
+from mmfuse.fusion import available, build
 from mmfuse.types import Streams
 
-__all__ = ["FusedRecommender", "fused_recommender", "sasrec"]
+__all__ = ["FusedRecommender", "SequenceRecommender", "fused_recommender", "sasrec"]
 
 
 class FusedRecommender(nn.Module):
@@ -25,10 +25,10 @@ class FusedRecommender(nn.Module):
     The fused vectors are both what the Transformer reads and what it is compared with.
     """
 
-    labels: Tensor
+    labels: Tensor | None
 
     def __init__(
-        self, items: ItemStreams, fusion: nn.Module, labels: Tensor, config: ModelConfig
+        self, items: ItemStreams, fusion: nn.Module, labels: Tensor | None, config: ModelConfig
     ) -> None:
         super().__init__()
         self.items = items
@@ -57,16 +57,56 @@ def sasrec(features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig) 
     return FusedRecommender(items, SumFusion(config.dim, 1), labels, config)
 
 
-#: The whole catalogue is fused at once: what grows with the product of the widths stays narrow.
-OPTIONS: dict[str, dict[str, Any]] = {"tensor": {"hidden_dim": 12}, "tucker": {"hidden_dim": 12}}
+class SequenceRecommender(nn.Module):
+    """Fuse the modalities along each history, then one causal Transformer.
+
+    Such a fusion says nothing of an item alone: what the states are compared with is the sum of
+    an item's modalities.
+    """
+
+    def __init__(self, items: ItemStreams, fusion: nn.Module, config: ModelConfig) -> None:
+        super().__init__()
+        self.items = items
+        self.fusion = fusion
+        self.positions = nn.Parameter(torch.empty(config.max_length, config.dim))
+        self.encoder = make_encoder(config)
+        nn.init.normal_(self.positions, std=config.init_scale)
+
+    def forward(
+        self,
+        items: Tensor,  # (B, L)
+        valid: Tensor,  # (B, L)
+        catalogue: Streams | None = None,  # (V, M, D)
+    ) -> RecommenderOutput:
+        """Read histories, padded on the right; ``catalogue`` spares projecting it again."""
+        catalogue = self.items() if catalogue is None else catalogue
+        x, present = look_up(catalogue, items)
+        fused, _, losses = self.fusion(x, present, valid=valid)  # (B, L, D)
+        stream = fused + self.positions[: items.shape[1]]
+        return RecommenderOutput(self.encoder(stream), catalogue.x.sum(-2), losses, None, None)
 
 
 def fused_recommender(
     features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig, *, fusion: str
-) -> FusedRecommender:
+) -> FusedRecommender | SequenceRecommender:
     """All modalities, by any fusion of :func:`mmfuse.fusion.available`."""
     items = ItemStreams(
         features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
     )
-    block = build(fusion, config.dim, len(items.names), **OPTIONS.get(fusion, {}))
-    return FusedRecommender(items, block, labels, config)
+    options = _options(fusion, items.names, config)
+    block = build(fusion, config.dim, len(items.names), **options)
+    if fusion in available("sequences"):
+        return SequenceRecommender(items, block, config)
+    context = None if fusion == "dynamic" else labels  # it takes a user, whom no item knows
+    return FusedRecommender(items, block, context, config)
+
+
+def _options(fusion: str, names: tuple[str, ...], config: ModelConfig) -> dict[str, Any]:
+    """What a fusion has to know of the recommender."""
+    if fusion in {"tensor", "tucker"}:  # for the whole catalogue at once: no wide products
+        return {"hidden_dim": 12}
+    if fusion in {"whitening", "dynamic"}:  # the id passes as it is
+        return {"target": names.index(ID) if ID in names else None}
+    if fusion in {"frequency", "mixer", "fdsa", "nova", "dif"}:
+        return {"max_length": config.max_length}
+    return {}

@@ -1,4 +1,4 @@
-"""Tests for mmfuse.diagnostics."""
+"""Tests for mmfuse.diagnostics.routing."""
 
 from __future__ import annotations
 
