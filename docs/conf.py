@@ -204,11 +204,12 @@ def read_changelog(app: Sphinx, docname: str, content: list[str]) -> None:
 
 
 def fill_cheat_sheet(app: Sphinx, docname: str, content: list[str]) -> None:
-    """Put the table of fusions, which is read from the code, into its page."""
+    """Put the tables of fusions, which are read from the code, into their page."""
     if docname == "fusions":
         from cheat_sheet import cheat_sheet  # noqa: PLC0415 - found by the path set above
 
-        content[0] = content[0].replace(".. fusions\n", cheat_sheet() + "\n")
+        for kind in ("rows", "sequences"):
+            content[0] = content[0].replace(f".. {kind}\n", cheat_sheet(kind) + "\n")
 
 
 def setup(app: Sphinx) -> None:

@@ -1,6 +1,6 @@
 """Multimodal fusion on PyTorch: gates, experts, fusions, contrast; each tested by its formula."""
 
-from mmfuse import functional, types
+from mmfuse import diagnostics, functional, types
 from mmfuse.experts import (
     AttentiveMoE,
     AttentiveRouter,
@@ -57,6 +57,7 @@ __all__ = [
     "TopKRouter",
     "WeightedFusion",
     "__version__",
+    "diagnostics",
     "functional",
     "info_nce",
     "swap_modalities",

@@ -21,7 +21,15 @@ __all__ = [
     "check_positive",
     "check_probability",
     "check_shape",
+    "check_tensors",
 ]
+
+
+def check_tensors(**values: object) -> None:
+    """Demand that every named value is a tensor."""
+    for name, value in values.items():
+        if not isinstance(value, Tensor):
+            raise ValueError(f"Expected {name} as a tensor, got {type(value).__name__}.")
 
 
 def check_shape(name: str, tensor: Tensor | None, *dims: int | str, leading: bool = True) -> None:
@@ -30,6 +38,7 @@ def check_shape(name: str, tensor: Tensor | None, *dims: int | str, leading: boo
     Without ``leading`` these are all its dimensions.
     """
     if tensor is not None:
+        check_tensors(**{name: tensor})
         tail = tensor.shape[max(tensor.ndim - len(dims), 0) :]
         enough = tensor.ndim >= len(dims) if leading else tensor.ndim == len(dims)
         if enough and all(
@@ -44,6 +53,7 @@ def check_shape(name: str, tensor: Tensor | None, *dims: int | str, leading: boo
 
 def check_mask(name: str, mask: Tensor, shape: Iterable[int]) -> None:
     """Demand a boolean mask of exactly this shape."""
+    check_tensors(**{name: mask})
     if mask.dtype != torch.bool:
         raise ValueError(f"Expected {name} of dtype torch.bool, got {mask.dtype}.")
     if mask.shape != torch.Size(shape):
@@ -98,8 +108,10 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise ValueError(f"Expected {name} of a floating dtype, got {tensor.dtype}.")
 
 
-def check_index(name: str, index: Tensor, limit_name: str, limit: int) -> None:
-    """Demand whole numbers below a limit.
+def check_index(
+    name: str, index: Tensor, limit_name: str, limit: int, *, least: int | None = None
+) -> None:
+    """Demand whole numbers below a limit, and none below ``least``.
 
     Values are read where that costs nothing: on the CPU, outside of compilation and vmap.
     """
@@ -112,3 +124,5 @@ def check_index(name: str, index: Tensor, limit_name: str, limit: int) -> None:
     highest = int(index.max())
     if highest >= limit:
         raise ValueError(f"Expected {name} < {limit_name} = {limit}, got {highest}.")
+    if least is not None and (lowest := int(index.min())) < least:
+        raise ValueError(f"Expected {name} >= {least}, got {lowest}.")

@@ -66,13 +66,14 @@ class Attention(nn.Module):
         self.dim = dim
         self.num_heads = num_heads
         self.dropout = dropout
-        self.joint = nn.Linear(dim, 3 * dim, device=device, dtype=dtype)
+        self.query = nn.Linear(dim, dim, device=device, dtype=dtype)
+        self.told = nn.Linear(dim, 2 * dim, device=device, dtype=dtype)  # keys and values
         self.out = nn.Linear(dim, dim, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw fresh weights."""
-        self.joint.reset_parameters()
-        self.out.reset_parameters()
+        for part in (self.query, self.told, self.out):
+            part.reset_parameters()
 
     def forward(
         self,
@@ -83,22 +84,12 @@ class Attention(nn.Module):
         causal: bool = False,
     ) -> Tensor:  # (..., L, D)
         """What each position reads."""
-        if source is None:
-            query, key, value = self._heads(self.joint(x), 3)
-        else:
-            weight, bias = self.joint.weight, self.joint.bias
-            asked = F.linear(x, weight[: self.dim], bias[: self.dim])
-            told = F.linear(source, weight[self.dim :], bias[self.dim :])
-            query, key, value = *self._heads(asked, 1), *self._heads(told, 2)
+        query = _heads(self.query(x), 1, self.num_heads)[0]
+        key, value = _heads(self.told(x if source is None else source), 2, self.num_heads)
         rate = self.dropout if self.training else 0.0
         read = attend(query, key, value, seen, causal=causal, dropout=rate)
         output: Tensor = self.out(read.movedim(-3, -2).flatten(-2))
         return output
-
-    def _heads(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """``(..., L, parts * D)`` as so many tensors ``(..., H, L, D / H)``."""
-        heads = rows.unflatten(-1, (parts, self.num_heads, -1)).movedim(-4, -2)
-        return tuple(heads.unbind(-4))
 
 
 class SideAttention(nn.Module):
@@ -236,3 +227,9 @@ def sinusoids(length: int, dim: int, *, device: torch.device | None = None) -> T
     even = torch.arange(0, dim, 2, device=device, dtype=torch.float32)
     angle = place * torch.exp(even * (-math.log(10000.0) / dim))
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(-2)[:, :dim]
+
+
+def _heads(rows: Tensor, parts: int, num_heads: int) -> tuple[Tensor, ...]:
+    """``(..., L, parts * D)`` as so many tensors ``(..., H, L, D / H)``."""
+    heads = rows.unflatten(-1, (parts, num_heads, -1)).movedim(-4, -2)
+    return tuple(heads.unbind(-4))

@@ -24,6 +24,7 @@ __all__ = [
     "MixtureOutput",
     "Router",
     "RouterOutput",
+    "SequenceFusion",
     "SoftSlots",
     "Streams",
     "TableOutput",
@@ -111,7 +112,9 @@ class FusionOutput(NamedTuple):
     """One vector made of the streams."""
 
     fused: Tensor  #: ``(..., D)``
-    weights: Tensor | None  #: ``(..., M)`` where the operator weighs modalities, else ``None``
+    #: ``(..., M)`` where the operator weighs modalities, else ``None``; of a mean or a softmax they
+    #: sum to one, of other operators they need not
+    weights: Tensor | None
     losses: dict[str, Tensor]  #: unweighted auxiliary losses, by name
 
 
@@ -148,6 +151,23 @@ class Fusion(Protocol):
 
     def __call__(
         self, x: Tensor, present: Tensor | None = None, context: Tensor | None = None
+    ) -> FusionOutput: ...
+
+
+@runtime_checkable
+class SequenceFusion(Protocol):
+    """Ends the streams of a sequence, whose positions may see each other.
+
+    ``(..., L, M, D) -> (..., L, D)``; ``valid``, ``(..., L)``, is false at padding.
+    """
+
+    def __call__(
+        self,
+        x: Tensor,
+        present: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
     ) -> FusionOutput: ...
 
 

@@ -111,9 +111,9 @@ def naive_attention(
 ) -> list[list[float]]:
     """Head by head; query i is row i and sees the keys ``told[j]`` for j in ``seen[i]``."""
     dim, width = attention.dim, attention.dim // attention.num_heads
-    asked = [linear(attention.joint, row)[:dim] for row in rows]
-    keys = [linear(attention.joint, row)[dim : 2 * dim] for row in told]
-    values = [linear(attention.joint, row)[2 * dim :] for row in told]
+    asked = [linear(attention.query, row) for row in rows]
+    keys = [linear(attention.told, row)[:dim] for row in told]
+    values = [linear(attention.told, row)[dim:] for row in told]
     output = []
     for query, visible in zip(asked, seen, strict=True):
         read: list[float] = []

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from mmfuse._checks import (
+    check_below,
     check_choice,
+    check_divides,
     check_index,
     check_mask,
     check_positive,
     check_probability,
     check_shape,
+    check_tensors,
 )
 
 X = torch.zeros(2, 3, 4)
@@ -42,6 +45,13 @@ def test_good_values_pass() -> None:
     check_index("index", torch.tensor([[-100, 2]]), "limit", 3)
     check_index("index", torch.zeros(0, dtype=torch.int32), "limit", 0)
     check_index("index", torch.tensor([9], device="meta"), "limit", 3)  # values are not read
+
+
+def test_whole_numbers_in_their_range_pass() -> None:
+    check_index("index", torch.tensor([0, 2]), "limit", 3, least=0)
+    check_below("limit", 3, target=0, other=2)
+    check_divides(num_heads=2, dim=4)
+    check_tensors(x=X, present=X > 0)
 
 
 # -- what does not, and how that is said -----------------------------------------------------------
@@ -115,3 +125,31 @@ def test_nothing_where_a_tensor_is_wanted() -> None:
 def test_wrong_index(index: torch.Tensor, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         check_index("index", index, "limit", 3)
+
+
+def test_a_number_below_the_least_one_is_named() -> None:
+    with pytest.raises(ValueError, match=r"Expected index >= 0, got -1\."):
+        check_index("index", torch.tensor([0, -1]), "limit", 3, least=0)
+
+
+@pytest.mark.parametrize("target", [-1, 3])
+def test_a_number_out_of_range_is_named(target: int) -> None:
+    with pytest.raises(ValueError, match=rf"Expected 0 <= target < limit = 3, got {target}\."):
+        check_below("limit", 3, target=target)
+
+
+def test_heads_that_do_not_divide_a_width_are_named() -> None:
+    with pytest.raises(ValueError, match=r"Expected dim divisible by num_heads = 3, got 4\."):
+        check_divides(num_heads=3, dim=4)
+    with pytest.raises(ValueError, match=r"Expected num_heads > 0, got 0\."):
+        check_divides(num_heads=0, dim=4)
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    for check in (
+        lambda: check_tensors(x={}),
+        lambda: check_shape("x", {}, 4),
+        lambda: check_mask("x", {}, (4,)),
+    ):
+        with pytest.raises(ValueError, match=r"Expected x as a tensor, got dict\."):
+            check()

@@ -62,7 +62,7 @@ def leave_one_out(
         Contributions in float32 at least, without a graph; exactly zero where absent.
 
     Raises:
-        ValueError: If the fusion is in training mode, or a shape or dtype does not fit.
+        ValueError: If the fusion is in training mode, or a kind, shape or dtype does not fit.
 
     Example:
         >>> from mmfuse.fusion import SumFusion
@@ -94,7 +94,7 @@ def gradient_contributions(
     present: Tensor | None = None,  # (..., M)
     context: Tensor | None = None,
     *,
-    score: Callable[[Tensor], Tensor] | None = None,  # (..., D) -> (...)
+    score: Callable[[Tensor], Tensor],  # (..., D) -> (...)
     keywords: Mapping[str, Any] | None = None,
     steps: int = 1,
 ) -> Tensor:  # (..., M)
@@ -105,20 +105,31 @@ def gradient_contributions(
         \frac{\partial s(\mathbf{y}(\alpha_k \mathbf{x}))}{\partial x_{md}}, \qquad
         \alpha_k = \frac{k - 1/2}{S}
 
-    For :math:`S = 1` the gradient is taken at the input itself, :math:`\alpha = 1`. As the number
-    of steps grows, the contributions sum to :math:`s(\mathbf{y}(\mathbf{x})) -
-    s(\mathbf{y}(\mathbf{0}))`: the baseline is streams of zeros that count as present, which is not
-    the absence of :func:`leave_one_out`. Where a norm inside the fusion makes it steep near zero,
-    that takes many steps. No gradient is left on parameters, and it works under
-    :class:`torch.no_grad` and :class:`torch.inference_mode` too. Training mode is refused, as in
-    :func:`leave_one_out`.
+    For :math:`S = 1` the gradient is taken at the input itself, :math:`\alpha = 1`. For a smooth
+    fusion, as the number of steps grows, the contributions sum to
+    :math:`s(\mathbf{y}(\mathbf{x})) - s(\mathbf{y}(\mathbf{0}))`: the baseline is streams of zeros
+    that count as present, which is not the absence of :func:`leave_one_out`. No gradient is left
+    on parameters, and it works under :class:`torch.no_grad` and :class:`torch.inference_mode` too.
+    Training mode is refused, as in :func:`leave_one_out`.
+
+    .. warning::
+        A fusion that normalises jumps near zero. A layer norm inside (``transformer``,
+        ``bottleneck``) can need a thousand steps where others need ten. Where the fused vector does
+        not change with the length of the streams at all (``mfb``, ``mfh``), contributions sum to
+        zero, however many steps are taken. Compare the sum with the difference of the scores, or
+        use :func:`leave_one_out`.
+
+    .. note::
+        There is no score by default: the length of the fused vector, which would suggest itself, is
+        constant in all fusions that end in a norm, and its gradient rounding noise.
 
     Args:
         fusion: Any fusion, or a function called like one.
         x: Modality streams.
         present: Boolean, true where observed; ``None`` means everywhere.
         context: What the fusion takes as ``context``; not explained, it only conditions.
-        score: What counts, differentiable; ``None`` means the length of the fused vector.
+        score: What counts, such as the logit of the target, differentiable; of the fused vectors,
+            one number each.
         keywords: More arguments of the fusion, such as ``valid``.
         steps: Number :math:`S` of gradients, one after the other in the memory of one.
 
@@ -132,18 +143,19 @@ def gradient_contributions(
         Contributions in float32 at least, without a graph; exactly zero where absent.
 
     Raises:
-        ValueError: If the fusion is in training mode, a shape or dtype does not fit, ``steps`` is
-            not positive, or the score has no gradient.
+        ValueError: If the fusion is in training mode, a kind, shape or dtype does not fit,
+            ``steps`` is not positive, or the score is no function or has no gradient.
 
     Example:
         >>> from mmfuse.fusion import ProductFusion
         >>> x, fusion = torch.tensor([[2.0], [3.0]]), ProductFusion(1, num_modalities=2).eval()
-        >>> gradient_contributions(fusion, x)
+        >>> gradient_contributions(fusion, x, score=lambda fused: fused[..., 0])
         tensor([6., 6.])
-        >>> gradient_contributions(fusion, x, steps=8)
+        >>> gradient_contributions(fusion, x, score=lambda fused: fused[..., 0], steps=8)
         tensor([3., 3.])
     """
     _check_inputs(fusion, x, present)
+    _check_score(score)
     check_positive(steps=steps)
     scales = [1.0] if steps == 1 else [(step + 0.5) / steps for step in range(steps)]
     with torch.inference_mode(False), torch.enable_grad():
@@ -152,7 +164,7 @@ def gradient_contributions(
         gradient = torch.zeros_like(x, dtype=at_least_float32(x))
         for scale in scales:
             point = (scale * x).requires_grad_()
-            total = _scored(score or _norm, _fused(fusion, point, present, context, keywords)).sum()
+            total = _scored(score, _fused(fusion, point, present, context, keywords)).sum()
             if not total.requires_grad:
                 raise ValueError("Expected a score with a gradient, got one without.")
             gradient += torch.autograd.grad(total, point, materialize_grads=True)[0]
@@ -160,13 +172,24 @@ def gradient_contributions(
         return contributions if present is None else contributions.masked_fill(~present, 0)
 
 
-def _check_inputs(fusion: object, x: Tensor, present: Tensor | None) -> None:
+def _check_inputs(fusion: object, x: object, present: Tensor | None) -> None:
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"Expected x as a tensor of streams (..., M, D), got {type(x).__name__}; "
+            "ModalityProjection makes it of raw features."
+        )
     check_floating("x", x)
     check_shape("x", x, "M", "D")
     if present is not None:
         check_mask("present", present, x.shape[:-1])
     if isinstance(fusion, nn.Module) and any(part.training for part in fusion.modules()):
         raise ValueError("Expected a fusion in eval mode, got one in training mode.")
+
+
+def _check_score(score: object) -> None:
+    if not callable(score):
+        kind = type(score).__name__
+        raise ValueError(f"Expected score as a function of the fused vectors, got {kind}.")
 
 
 def _fused(

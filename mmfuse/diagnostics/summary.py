@@ -10,6 +10,7 @@ from torch import Tensor
 from mmfuse._checks import check_index, check_mask, check_positive, check_shape
 from mmfuse._precision import at_least_float32
 from mmfuse.gating import UNKNOWN
+from mmfuse.layers import mask_absent
 
 __all__ = ["contribution_shares", "CategoryContributions", "contributions_by_category"]
 
@@ -47,11 +48,36 @@ def contribution_shares(
 
 
 class CategoryContributions(NamedTuple):
-    """Contributions of modalities, summed up by category."""
+    r"""Contributions of modalities, summed up by category.
 
-    mean: Tensor  #: ``(C, M)``, zero where nothing is counted
-    std: Tensor  #: ``(C, M)``, standard deviation (over n - 1), zero where fewer than two count
-    counts: Tensor  #: ``(C, M)``, int64, how many contributions are in the mean
+    .. math::
+        \sigma_{cm} = \sqrt{\frac{1}{n_{cm} - 1} \sum_{t : c \in C_t} p_{tm}
+        \left( c_{tm} - \mu_{cm} \right)^2}
+
+    in the letters of :func:`contributions_by_category`.
+
+    Args:
+        mean: Means :math:`\mu`, zero where nothing is counted.
+        std: Standard deviations :math:`\sigma`, zero where fewer than two are counted.
+        counts: How many contributions :math:`n` are in the mean, int64.
+
+    Shape:
+        - mean, std, counts, the output of :func:`contributions_by_category`: :math:`(C, M)`
+
+    Raises:
+        AttributeError: If a field is assigned to.
+
+    Example:
+        >>> mean, std, counts = contributions_by_category(
+        ...     torch.tensor([[1.0], [3.0]]), torch.tensor([0, 0]), num_categories=1
+        ... )
+        >>> std
+        tensor([[1.4142]])
+    """
+
+    mean: Tensor
+    std: Tensor
+    counts: Tensor
 
 
 def contributions_by_category(
@@ -59,6 +85,7 @@ def contributions_by_category(
     categories: Tensor,  # (...) or (..., C)
     num_categories: int,
     present: Tensor | None = None,  # (..., M)
+    valid: Tensor | None = None,  # (...)
 ) -> CategoryContributions:
     r"""Mean contribution of each modality in each category.
 
@@ -66,10 +93,11 @@ def contributions_by_category(
         \mu_{cm} = \frac{1}{n_{cm}} \sum_{t : c \in C_t} p_{tm} \, c_{tm}, \qquad
         n_{cm} = \sum_{t : c \in C_t} p_{tm}
 
-    where :math:`C_t` holds the categories of row :math:`t` and :math:`p_{tm}` tells whether
-    modality :math:`m` was observed there. An absent modality is left out of the mean: the mean says
-    what a modality contributes where it is there, the count how often that is. Without ``present``
-    every contribution counts, zeros of absent modalities too.
+    over the valid rows :math:`t`, where :math:`C_t` holds the categories of a row and
+    :math:`p_{tm}` tells whether modality :math:`m` was observed there. An absent modality is left
+    out of the mean: the mean says what a modality contributes where it is there, the count how
+    often that is. Without ``present`` every contribution counts, zeros of absent modalities too;
+    without ``valid``, padding does.
 
     Args:
         contributions: Contributions, or their shares.
@@ -77,9 +105,10 @@ def contributions_by_category(
             multi-hot, all zero where unknown; a row counts for each of its categories.
         num_categories: Number :math:`C` of categories.
         present: Boolean, true where observed; ``None`` means everywhere.
+        valid: Boolean, false at padding, whatever category that has; ``None`` means all rows.
 
     Shape:
-        - contributions, present: :math:`(\ldots, M)`
+        - contributions, present: :math:`(\ldots, M)`; valid: :math:`(\ldots)`
         - categories: :math:`(\ldots)`, or :math:`(\ldots, C)` multi-hot
 
     Returns:
@@ -95,7 +124,7 @@ def contributions_by_category(
     """
     check_positive(num_categories=num_categories)
     values, counted = _counted(contributions, present)
-    rows, kinds = _members(categories, values.shape[:-1], num_categories)
+    rows, kinds = _members(categories, values.shape[:-1], num_categories, valid)
     values, counted = (part.reshape(-1, values.shape[-1])[rows] for part in (values, counted))
 
     def total(part: Tensor) -> Tensor:  # (T, M) -> (C, M)
@@ -118,13 +147,19 @@ def _counted(contributions: Tensor, present: Tensor | None) -> tuple[Tensor, Ten
     return values.masked_fill(~present, 0), present
 
 
-def _members(categories: Tensor, lead: torch.Size, num_categories: int) -> tuple[Tensor, Tensor]:
-    """Every pair of a row and a category of its own."""
+def _members(
+    categories: Tensor, lead: torch.Size, num_categories: int, valid: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Every pair of a valid row and a category of its own."""
+    if valid is not None:
+        check_mask("valid", valid, lead)
     if categories.shape == (*lead, num_categories):
-        rows, kinds = (categories != 0).reshape(-1, num_categories).nonzero().unbind(-1)
+        member = mask_absent(categories != 0, valid)
+        rows, kinds = member.reshape(-1, num_categories).nonzero().unbind(-1)
         return rows, kinds
     check_shape("categories", categories, *lead, leading=False)
-    check_index("categories", categories, "num_categories", num_categories)
+    categories = categories if valid is None else categories.masked_fill(~valid, UNKNOWN)
     flat = categories.flatten()
     rows = (flat != UNKNOWN).nonzero().squeeze(-1)
-    return rows, flat[rows]
+    check_index("categories", flat[rows], "num_categories", num_categories, least=0)
+    return rows, flat[rows].long()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_below, check_positive, check_shape
+from mmfuse._precision import at_least_float32
 from mmfuse.layers import mask_absent, masked_softmax
 from mmfuse.types import FusionOutput
 
@@ -34,7 +35,8 @@ class DynamicFusion(nn.Module):
 
     .. note::
         Without ``context`` a learned vector takes the user's place: ours, so that it can fuse where
-        no user is known.
+        no user is known. The authors' code starts :math:`\varphi` at zero, equal weights; here it
+        starts at one.
 
     Args:
         dim: Size :math:`D` of a modality embedding and of the output.
@@ -96,11 +98,13 @@ class DynamicFusion(nn.Module):
         if context is not None:
             check_shape("context", context, *x.shape[:-2], self.dim, leading=False)
         user = self.user if context is None else context.unsqueeze(-2)
-        scores = self.sharpness * (x * user).sum(-1)
+        wide = at_least_float32(x)
+        scores = self.sharpness.to(wide) * (x.to(wide) * user.to(wide)).sum(-1)
         if self.target is None:
             weights = masked_softmax(scores, present)
         else:
             weights = _beside(scores, present, self.target)
+        weights = weights.to(x.dtype)
         return FusionOutput((weights.unsqueeze(-1) * x).sum(-2), weights, {})
 
     def extra_repr(self) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from mmfuse.projection import ModalityProjection
-from mmfuse.types import Fusion, FusionOutput
+from mmfuse.types import Fusion, FusionOutput, SequenceFusion
 
 __all__ = ["MultimodalEncoder"]
 
@@ -27,6 +28,7 @@ class MultimodalEncoder(nn.Module):
         - present: :math:`\{\text{name}: (\ldots)\}`, boolean; a missing name means
           observed wherever features are given
         - context: what the fusion takes
+        - valid: :math:`(\ldots, L)`, boolean, false at padding; for fusions over sequences
         - fused: :math:`(\ldots, D)`
 
     Returns:
@@ -34,6 +36,7 @@ class MultimodalEncoder(nn.Module):
 
     Raises:
         ValueError: What the projection and the fusion raise.
+        TypeError: If ``valid`` is given and the fusion is none over sequences.
 
     Example:
         >>> import torch
@@ -45,7 +48,7 @@ class MultimodalEncoder(nn.Module):
         torch.Size([8, 64])
     """
 
-    def __init__(self, projection: ModalityProjection, fusion: Fusion) -> None:
+    def __init__(self, projection: ModalityProjection, fusion: Fusion | SequenceFusion) -> None:
         super().__init__()
         self.projection = projection
         self.fusion = fusion
@@ -55,7 +58,12 @@ class MultimodalEncoder(nn.Module):
         features: Mapping[str, Tensor],
         present: Mapping[str, Tensor] | None = None,
         context: Tensor | None = None,
+        *,
+        valid: Tensor | None = None,
     ) -> FusionOutput:
         """Return the fusion's output; shapes are given in the class docstring."""
         x, observed = self.projection(features, present)
-        return self.fusion(x, observed, context)
+        fusion: Any = self.fusion
+        keywords = {} if valid is None else {"valid": valid}
+        output: FusionOutput = fusion(x, observed, context, **keywords)
+        return output

@@ -40,7 +40,9 @@ class FrequencyFusion(nn.Module):
         zeros are added that a position hears itself and earlier ones only, up to the rounding of
         the transform. The paper learns
         :math:`\mathcal{F}(\mathbf{K})` instead of :math:`\mathbf{K}`, which says the same.
-        :math:`1 / \sqrt{N}` is what its orthonormal transform amounts to.
+        :math:`1 / \sqrt{N}` is what its orthonormal transform amounts to. The authors' code
+        doubles the sum, so that a gate starts at one. Compiled by inductor, torch warns that it
+        leaves complex numbers as they are; the numbers are the same.
 
     Args:
         dim: Size :math:`D` of a modality embedding and of the output.
@@ -132,12 +134,17 @@ class FrequencyFusion(nn.Module):
     def _convolve(self, x: Tensor) -> Tensor:  # (..., L, M, D) -> (..., L, M, D)
         """Each modality with the target, and the target with the filter."""
         wide = x.to(at_least_float32(x))
-        length = x.shape[-3]
+        kernel = self.kernel.to(wide.dtype)
+        if x.numel() == 0:  # which a Fourier transform refuses
+            return (wide * kernel.sum()).to(x.dtype)
         size = 2 * self.max_length if self.causal else self.max_length
-        spectra = torch.fft.rfft(wide, n=size, dim=-3)
-        own = torch.fft.rfft(self.kernel.to(wide.dtype), n=size, dim=0)
+        places = torch.arange(x.shape[-3], device=x.device)
+        # Copied to their places, and read from there: slices would export one length only.
+        filled = wide.new_zeros(*x.shape[:-3], size, *x.shape[-2:])
+        spectra = torch.fft.rfft(filled.index_copy(-3, places, wide), dim=-3)
+        own = torch.fft.rfft(kernel, n=size, dim=0)
         factor = (spectra[..., self.target, :] * self.max_length**-0.5).unsqueeze(-2)
         factors = [factor] * self.num_modalities
         factors[self.target] = own.unsqueeze(-2).expand_as(factor)
         mixed: Tensor = torch.fft.irfft(spectra * torch.cat(factors, dim=-2), n=size, dim=-3)
-        return mixed[..., :length, :, :].to(x.dtype)
+        return mixed.index_select(-3, places).to(x.dtype)

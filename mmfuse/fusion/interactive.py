@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_below, check_positive, check_shape
+from mmfuse._precision import at_least_float32, without_autocast
 from mmfuse.layers import ModalityLinear, mask_absent
 from mmfuse.types import EnrichmentOutput, FusionOutput, RouterOutput
 
@@ -91,7 +92,7 @@ class InteractiveMixture(nn.Module):
         """Return the enriched streams; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.dim)
         x = mask_absent(x, present)
-        shares = mask_absent(torch.softmax(self.gate(x), dim=-1), present)  # (..., M, E)
+        shares = mask_absent(self._shares(x), present)  # (..., M, E)
         made = self.experts(x.flatten(-2)).unflatten(-1, (self.num_experts, *x.shape[-2:]))
         told = torch.einsum("...me,...emd->...md", shares, made)
         amount = self.amount.expand(x.shape[:-1])
@@ -105,6 +106,13 @@ class InteractiveMixture(nn.Module):
             f"dim={self.dim}, num_modalities={self.num_modalities}, "
             f"num_experts={self.num_experts}, target={self.target}"
         )
+
+    def _shares(self, x: Tensor) -> Tensor:  # (..., M, D) -> (..., M, E)
+        """Of the experts, computed in float32 at least."""
+        wide, (weight, bias) = at_least_float32(x), self.gate.parameters()
+        with without_autocast(x.device):
+            scores = torch.einsum("...md,med->...me", x.to(wide), weight.to(wide)) + bias.to(wide)
+        return torch.softmax(scores, dim=-1).to(x.dtype)
 
 
 class InteractiveFusion(nn.Module):

@@ -189,5 +189,12 @@ class _Layer(nn.Module):
         return output
 
     def _part(self, layer: nn.Linear, rows: int | None, columns: int | None) -> tuple[Tensor, ...]:
-        weight = layer.weight.tril() if self.causal else layer.weight
-        return weight[:rows, :columns], layer.bias[:rows]
+        """The first rows and columns; by index, since slices would export one length only."""
+        bias: Tensor = layer.bias
+        weight: Tensor = layer.weight.tril() if self.causal else layer.weight
+        if rows is not None:
+            first = torch.arange(rows, device=weight.device)
+            weight, bias = weight.index_select(0, first), bias.index_select(0, first)
+        if columns is not None:
+            weight = weight.index_select(1, torch.arange(columns, device=weight.device))
+        return weight, bias

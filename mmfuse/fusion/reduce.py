@@ -19,7 +19,8 @@ class MeanFusion(nn.Module):
         \mathbf{y} = \frac{\sum_m p_m \mathbf{x}_m}{\sum_m p_m}
 
     where :math:`p_m` tells whether modality :math:`m` was observed: dropping an absent modality
-    equals masking it. Nothing present gives zero. It has no parameters.
+    equals masking it. Nothing present gives zero. It has no parameters; ``device`` and ``dtype``
+    are there so that fusions can be exchanged.
 
     Args:
         dim: Size :math:`D` of a modality embedding.
@@ -44,7 +45,14 @@ class MeanFusion(nn.Module):
         tensor([2., 4.])
     """
 
-    def __init__(self, dim: int, num_modalities: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_positive(dim=dim, num_modalities=num_modalities)
         self.dim = dim
@@ -74,7 +82,8 @@ class MaxFusion(nn.Module):
         y_d = \max_{m : p_m} x_{md}
 
     where :math:`p_m` tells whether modality :math:`m` was observed: dropping an absent modality
-    equals masking it. Nothing present gives zero. It has no parameters.
+    equals masking it. Nothing present gives zero. It has no parameters; ``device`` and ``dtype``
+    are there so that fusions can be exchanged.
 
     Args:
         dim: Size :math:`D` of a modality embedding.
@@ -99,7 +108,14 @@ class MaxFusion(nn.Module):
         tensor([3., 6.])
     """
 
-    def __init__(self, dim: int, num_modalities: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_positive(dim=dim, num_modalities=num_modalities)
         self.dim = dim
@@ -130,7 +146,8 @@ class ProductFusion(nn.Module):
         y_d = \prod_{m : p_m} x_{md}
 
     where :math:`p_m` tells whether modality :math:`m` was observed: dropping an absent modality
-    equals masking it. Nothing present gives zero. It has no parameters.
+    equals masking it. Nothing present gives zero. It has no parameters; ``device`` and ``dtype``
+    are there so that fusions can be exchanged.
 
     Args:
         dim: Size :math:`D` of a modality embedding.
@@ -155,7 +172,14 @@ class ProductFusion(nn.Module):
         tensor([ 3., 12.])
     """
 
-    def __init__(self, dim: int, num_modalities: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_positive(dim=dim, num_modalities=num_modalities)
         self.dim = dim

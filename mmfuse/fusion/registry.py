@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -38,6 +39,8 @@ from mmfuse.fusion.tucker import TuckerFusion
 from mmfuse.fusion.whitening import WhiteningFusion
 
 __all__ = ["available", "build"]
+
+_SIZES = ("dim", "num_modalities")
 
 _ROWS: Mapping[str, Callable[..., nn.Module]] = {
     "sum": SumFusion,
@@ -131,11 +134,17 @@ def build(name: str, dim: int, num_modalities: int, **options: Any) -> nn.Module
 
     Raises:
         ValueError: If there is no fusion of that name, or what the fusion raises.
-        TypeError: If the fusion has no such option.
+        TypeError: If the fusion has no such option; the message lists those that it has.
 
     Example:
         >>> build("low_rank", dim=8, num_modalities=3, rank=2).rank
         2
     """
     check_choice("name", name, available())
-    return {**_ROWS, **_SEQUENCES}[name](dim, num_modalities, **options)
+    fusion = {**_ROWS, **_SEQUENCES}[name]
+    known = [option for option in inspect.signature(fusion).parameters if option not in _SIZES]
+    for option in options:
+        if option not in known:
+            listed = ", ".join(map(repr, known))
+            raise TypeError(f"Expected options of {name!r} among {listed}, got {option!r}.")
+    return fusion(dim, num_modalities, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_positive, check_shape
@@ -18,7 +19,8 @@ class SumFusion(nn.Module):
         \mathbf{y} = \sum_m p_m \mathbf{x}_m
 
     where :math:`p_m` tells whether modality :math:`m` was observed: dropping an absent modality
-    equals masking it. Nothing present gives zero. It has no parameters.
+    equals masking it. Nothing present gives zero. It has no parameters; ``device`` and ``dtype``
+    are there so that fusions can be exchanged.
 
     Args:
         dim: Size :math:`D` of a modality embedding.
@@ -43,7 +45,14 @@ class SumFusion(nn.Module):
         tensor([4., 6.])
     """
 
-    def __init__(self, dim: int, num_modalities: int) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_modalities: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         check_positive(dim=dim, num_modalities=num_modalities)
         self.dim = dim

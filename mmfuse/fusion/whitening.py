@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_below, check_positive, check_probability, check_shape
+from mmfuse._routing import linear_scores
 from mmfuse.layers import ModalityLinear, mask_absent
 from mmfuse.types import FusionOutput
 
@@ -22,7 +23,7 @@ class WhiteningFusion(nn.Module):
 
     .. math::
         \mathbf{y} = \sum_m p_m \sum_{e=1}^{E} g_{me} \mathbf{W}_{me}
-        (\operatorname{Dropout}(\mathbf{x}_m) - \mathbf{b}_{me}), \qquad
+        (\operatorname{Dropout}_e(\mathbf{x}_m) - \mathbf{b}_{me}), \qquad
         \mathbf{g}_m = \operatorname{softmax}(\mathbf{U}_m \mathbf{x}_m + \boldsymbol\varepsilon
         \odot (\operatorname{softplus}(\mathbf{V}_m \mathbf{x}_m) + 0.01))
 
@@ -134,11 +135,12 @@ class _Adaptor(nn.Module):
         nn.init.zeros_(self.noise.weight)
 
     def forward(self, x: Tensor) -> Tensor:  # (..., D) -> (..., D)
-        scores = self.gate(x)
+        scores = linear_scores(x, self.gate.weight)
         if self.training:
-            deviation = F.softplus(self.noise(x)) + _LEAST_DEVIATION
+            deviation = F.softplus(linear_scores(x, self.noise.weight)) + _LEAST_DEVIATION
             scores = scores + torch.randn_like(scores) * deviation
-        weights = torch.softmax(scores, dim=-1)
-        outputs = self.experts(self.dropout(x).unsqueeze(-2) - self.shift)
+        weights = torch.softmax(scores, dim=-1).to(x.dtype)
+        rows = x.unsqueeze(-2).expand(*x.shape[:-1], *self.shift.shape)
+        outputs = self.experts(self.dropout(rows) - self.shift)  # each expert drops its own
         mixed: Tensor = (weights.unsqueeze(-1) * outputs).sum(-2)
         return mixed

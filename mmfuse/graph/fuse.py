@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree
 
-from mmfuse._checks import check_choice, check_probability
+from mmfuse._checks import check_choice, check_index, check_probability
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data, HeteroData
@@ -17,10 +18,36 @@ __all__ = ["LearnedGraph", "WeightedEdges", "fuse_graphs", "mix_graphs"]
 
 
 class WeightedEdges(NamedTuple):
-    """Data | WeightedEdges from a neighbour to an item, and how much each counts."""
+    r"""Edges between items, and how much each counts.
 
-    edge_index: Tensor  #: ``(2, N)``, int64
-    edge_weight: Tensor  #: ``(N,)``
+    .. math::
+        A_{ij} = \sum_{n : (j_n, i_n) = (j, i)} a_n
+
+    Two tensors, which may come and go in compiled code. Wherever one graph is wanted, they and
+    ``torch_geometric.data.Data`` replace each other.
+
+    Args:
+        edge_index: Edges, from a neighbour :math:`j_n` (first row) to an item :math:`i_n`, int64.
+        edge_weight: Their weights :math:`a_n`.
+
+    Shape:
+        - edge_index: :math:`(2, N)`
+        - edge_weight: :math:`(N)`; so is the output of :func:`mix_graphs`
+
+    Raises:
+        AttributeError: If a field is assigned to.
+
+    Example:
+        >>> WeightedEdges(torch.tensor([[1], [0]]), torch.tensor([0.5])).edge_weight
+        tensor([0.5000])
+    """
+
+    edge_index: Tensor
+    edge_weight: Tensor
+
+
+# By this name torch.export.save writes it, as those of mmfuse.types.
+_pytree._register_namedtuple(WeightedEdges, serialized_type_name="mmfuse.graph.WeightedEdges")
 
 
 def fuse_graphs(
@@ -47,7 +74,8 @@ def fuse_graphs(
         neighbours.
 
     Raises:
-        ValueError: If there are no graphs, or the modalities of the weights are not theirs.
+        ValueError: If ``graphs`` is no ``HeteroData`` or holds none, or the weights are not by the
+            same modalities.
 
     Example:
         >>> from mmfuse.graph import knn_graphs
@@ -66,6 +94,8 @@ def fuse_graphs(
     parts = _parts(graphs)
     if weights is None:
         weights = dict.fromkeys(parts, 1 / len(parts))
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"Expected weights by modality, as a dict, got {type(weights).__name__}.")
     if set(weights) != set(parts):
         raise ValueError(
             f"Expected weights of the modalities {sorted(parts)}, got those of {sorted(weights)}."
@@ -101,7 +131,8 @@ def mix_graphs(
         of their neighbours.
 
     Raises:
-        ValueError: If ``share`` is not between zero and one, or a graph has no weighted edges.
+        ValueError: If ``share`` is not between zero and one, a graph is none or has no weighted
+            edges, or they are over different numbers of items, where both are known.
 
     Example:
         >>> frozen = WeightedEdges(torch.tensor([[1], [0]]), torch.tensor([1.0]))
@@ -112,6 +143,12 @@ def mix_graphs(
     if not isinstance(share, Tensor):
         check_probability(share=share)
     one, other = _checked("first", first), _checked("second", second)
+    number, others = _num_nodes(first), _num_nodes(second)
+    if number is None or others is None:
+        _check_within("first", one, others)
+        _check_within("second", other, number)
+    elif number != others:
+        raise ValueError(f"Expected second over {number} items, as first, got {others}.")
     return _sum(
         [
             (one.edge_index, share * one.edge_weight),
@@ -128,9 +165,11 @@ class LearnedGraph(nn.Module):
         \boldsymbol{\alpha} = \operatorname{softmax}(\mathbf{a})
 
     where :math:`\mathbf{a}` holds one learned logit a modality, zero at first. The union of the
-    edges is found once and kept as buffers, so the graphs that the module is made of stay as they
-    are. Graphs that change, such as those of learned features, are given to ``forward`` and take
-    the same weights; :func:`mix_graphs` then joins both.
+    edges is found once and kept, so the graphs that the module is made of stay as they are. Only
+    the logits are state: the kept graph moves with the module but is not in ``state_dict``, so that
+    what was learned loads into a module made of other graphs, with another ``k`` or more items; the
+    graphs are made again from the features. Graphs that change, such as those of learned features,
+    are given to ``forward`` and take the same weights; :func:`mix_graphs` then joins both.
 
     Args:
         graphs: Frozen item graphs, such as those of :func:`knn_graphs`.
@@ -143,7 +182,8 @@ class LearnedGraph(nn.Module):
         :class:`WeightedEdges`, in the order of the items and then of their neighbours.
 
     Raises:
-        ValueError: If there are no graphs, or those given later have other modalities.
+        ValueError: If ``graphs`` is no ``HeteroData`` or holds none, or those given later have
+            other modalities.
 
     Example:
         >>> from mmfuse.graph import knn_graphs
@@ -155,7 +195,7 @@ class LearnedGraph(nn.Module):
     """
 
     edge_index: Tensor
-    edge_weight: Tensor
+    weight_by_modality: Tensor
 
     def __init__(
         self,
@@ -172,11 +212,10 @@ class LearnedGraph(nn.Module):
         weights = torch.block_diag(*(part.edge_weight.detach() for part in parts.values()))
         union, place = _union(edges)
         apart = weights.new_zeros(len(parts), union.shape[1]).index_add(1, place, weights)
-        self.register_buffer("edge_index", union.to(device))
-        self.register_buffer("edge_weight", apart.to(device, dtype))  # (M, N)
-        self.logits = nn.Parameter(
-            torch.empty(len(parts), device=self.edge_weight.device, dtype=self.edge_weight.dtype)
-        )
+        apart = apart.to(device, dtype)  # (M, N)
+        self.register_buffer("edge_index", union.to(device), persistent=False)
+        self.register_buffer("weight_by_modality", apart, persistent=False)
+        self.logits = nn.Parameter(apart.new_empty(len(parts)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -187,10 +226,11 @@ class LearnedGraph(nn.Module):
         """Return the sum of the graphs; shapes are given in the class docstring."""
         weights = self.logits.softmax(0)
         if graphs is None:
-            return WeightedEdges(self.edge_index, weights @ self.edge_weight)
+            return WeightedEdges(self.edge_index, weights @ self.weight_by_modality)
         shares = dict(zip(self.names, weights.unbind(), strict=True))
-        fused = fuse_graphs(graphs, shares)
-        return _checked("graphs", fused)
+        fused = _checked("graphs", fuse_graphs(graphs, shares))
+        _check_within("graphs", fused, self.num_nodes)
+        return fused
 
     def extra_repr(self) -> str:
         return f"modalities={self.names}, items={self.num_nodes}, edges={self.edge_index.shape[1]}"
@@ -198,6 +238,12 @@ class LearnedGraph(nn.Module):
 
 def _parts(graphs: HeteroData) -> dict[str, WeightedEdges]:
     """The weighted edges of each modality."""
+    from torch_geometric.data import HeteroData
+
+    if not isinstance(graphs, HeteroData):
+        raise ValueError(
+            f"Expected graphs as HeteroData, such as knn_graphs makes, got {type(graphs).__name__}."
+        )
     if not graphs.edge_types:
         raise ValueError("Expected a graph of one modality at least, got none.")
     for ends in graphs.edge_types:
@@ -206,6 +252,9 @@ def _parts(graphs: HeteroData) -> dict[str, WeightedEdges]:
 
 
 def _checked(name: str, graph: Data | WeightedEdges) -> WeightedEdges:
+    if not hasattr(graph, "edge_index"):
+        kind = type(graph).__name__
+        raise ValueError(f"Expected {name} as one graph, Data or WeightedEdges, got {kind}.")
     index, weight = graph.edge_index, getattr(graph, "edge_weight", None)
     if index is None or weight is None or index.shape != (2, *weight.shape):
         got = [None if part is None else tuple(part.shape) for part in (index, weight)]
@@ -214,6 +263,18 @@ def _checked(name: str, graph: Data | WeightedEdges) -> WeightedEdges:
             f"{got[1]}."
         )
     return WeightedEdges(index, weight)
+
+
+def _num_nodes(graph: Data | WeightedEdges) -> int | None:
+    """The number of items where a graph says it; torch_geometric would guess and warn."""
+    if isinstance(graph, WeightedEdges) or "num_nodes" not in graph:
+        return None
+    return int(graph["num_nodes"])
+
+
+def _check_within(name: str, edges: WeightedEdges, num_nodes: int | None) -> None:
+    if num_nodes is not None:
+        check_index(f"edges of {name}", edges.edge_index, "num_nodes", num_nodes, least=0)
 
 
 def _union(edge_index: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,15 +31,18 @@ def knn_graph(
 
     .. math::
         \tilde{\mathbf{A}} = \mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}, \qquad
-        A_{ij} = \begin{cases} a_{ij} & j \in \mathcal{N}_k(i) \\ 0 & \text{otherwise}
+        A_{ij} = \begin{cases} a_{ij} & j \in \mathcal{N}_k(i),\ s_{ij} > 0 \\ 0 & \text{otherwise}
         \end{cases}, \qquad D_{ii} = \sum_j A_{ij}
 
-    where :math:`\mathcal{N}_k` are the :func:`nearest_neighbours` by cosine and :math:`a_{ij}` is
-    one as in FREEDOM, or the similarity as in LATTICE, a negative one counting as zero. An item
-    without neighbours has no edges. Weights by similarity are differentiable in the features.
+    where :math:`\mathcal{N}_k` are the :func:`nearest_neighbours` by cosine :math:`s_{ij}`, and
+    :math:`a_{ij}` is one as in FREEDOM, or :math:`s_{ij}` as in LATTICE. Only what is alike is
+    connected: a neighbour at zero or less gets no edge, by either weight, so that an item may have
+    fewer than ``k`` edges; one without features, or with zeros alone, has none. Weights by
+    similarity are differentiable in the features.
 
     Note:
-        The papers' released programs count an item among its own neighbours; here it never is.
+        The papers' released programs count an item among its own neighbours; here it never is. They
+        keep the ``k`` best at a negative similarity too, which is rare in a catalogue.
 
     Args:
         features: Features of the items, finite where present.
@@ -73,12 +76,12 @@ def knn_graph(
     from torch_geometric.data import Data
 
     check_choice("weight", weight, ("binary", "similarity"))
-    wanted = features if weight == "similarity" else features.detach()
-    index, similarity = nearest_neighbours(wanted, k, present=present, block_size=block_size)
-    there = index >= 0
+    with torch.set_grad_enabled(weight == "similarity" and torch.is_grad_enabled()):
+        index, similarity = nearest_neighbours(features, k, present=present, block_size=block_size)
+    there = similarity > 0  # it is zero beside nobody
     number, nodes = len(index), torch.arange(len(index), device=index.device)
     edge_index = torch.stack([index[there], nodes.unsqueeze(-1).expand_as(index)[there]])
-    edge_weight = similarity[there].clamp(min=0)
+    edge_weight = similarity[there]
     if weight == "binary":
         edge_weight = torch.ones_like(edge_weight)
     if normalize:
@@ -117,17 +120,18 @@ def knn_graphs(
         edges ``("item", name, "item")``.
 
     Raises:
-        ValueError: If there are no features, their numbers of rows differ, a mask belongs to no
-            modality, or what :func:`knn_graph` raises.
+        ValueError: If features or masks are not by modality, there are none, their numbers of rows
+            differ, a mask belongs to no modality, or what :func:`knn_graph` raises.
 
     Example:
-        >>> features = {"text": torch.randn(5, 8), "image": torch.randn(5, 16)}
+        >>> features = {"text": torch.rand(5, 8), "image": torch.rand(5, 16)}
         >>> knn_graphs(features, k=2)["item", "image", "item"].edge_index.shape
         torch.Size([2, 10])
     """
     from torch_geometric.data import HeteroData
 
     present = {} if present is None else present
+    _check_mappings(features=features, present=present)
     if not features:
         raise ValueError("Expected features of one modality at least, got none.")
     for name in present:
@@ -152,6 +156,13 @@ def knn_graphs(
         graphs["item", name, "item"].edge_index = graph.edge_index
         graphs["item", name, "item"].edge_weight = graph.edge_weight
     return graphs
+
+
+def _check_mappings(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Mapping):
+            kind = type(value).__name__
+            raise ValueError(f"Expected {name} by modality, as a dict of tensors, got {kind}.")
 
 
 def _normalized(edge_index: Tensor, edge_weight: Tensor, num_nodes: int) -> Tensor:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 from mmfuse._checks import check_choice, check_floating, check_mask, check_positive, check_shape
 from mmfuse._precision import at_least_float32, unit, without_autocast
@@ -19,10 +20,35 @@ _CHUNK = 32  # scores whose largest one is compared first
 
 
 class Neighbours(NamedTuple):
-    """The items most alike to each item, the best first."""
+    r"""The items most alike to each item, the best first.
 
-    item_index: Tensor  #: ``(V, k)``, int64; -1 is nobody
-    similarity: Tensor  #: ``(V, k)``, zero beside nobody
+    .. math::
+        s_{i 1} \geq s_{i 2} \geq \ldots \geq s_{i k}
+
+    Args:
+        item_index: Numbers of the items, int64; -1 is nobody.
+        similarity: How alike they are, zero beside nobody.
+
+    Shape:
+        - item_index, similarity, the output of :func:`nearest_neighbours`: :math:`(V, k)`
+
+    Raises:
+        AttributeError: If a field is assigned to.
+
+    Example:
+        >>> near = nearest_neighbours(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]), k=1)
+        >>> near.item_index.flatten()
+        tensor([1, 2, 1])
+        >>> near.similarity.flatten()
+        tensor([0.6000, 0.8000, 0.8000])
+    """
+
+    item_index: Tensor
+    similarity: Tensor
+
+
+# By this name torch.export.save writes it, as those of mmfuse.types.
+_pytree._register_namedtuple(Neighbours, serialized_type_name="mmfuse.graph.Neighbours")
 
 
 def nearest_neighbours(
@@ -42,16 +68,18 @@ def nearest_neighbours(
 
     where :math:`p_j` tells whether item :math:`j` has features. The search is exact: all pairs are
     compared, in float32 at least, some rows at a time. An item is never its own neighbour.
-    An absent item has no neighbours and is nobody's. Of equally similar items the one with the
-    lowest number comes first. Similarities are differentiable in the features, which then takes
-    :math:`V \times k \times D_m` numbers of memory; the choice of neighbours is not.
+    An absent item has no neighbours and is nobody's. By cosine, an item of zeros alone counts as
+    absent, as it does in :class:`~mmfuse.projection.FeatureTable`: it has no direction. Of equally
+    similar items the one with the lowest number comes first. Similarities are differentiable in the
+    features, which then takes :math:`V \times k \times D_m` numbers of memory; the choice of
+    neighbours is not.
 
     Args:
         features: Features of the items, finite where present.
         k: Number of neighbours an item.
         present: Boolean, true for items that have features; ``None`` means all of them.
-        similarity: ``"cosine"``, or ``"dot"`` for the product without division by the lengths. A
-            zero vector is at cosine zero from all others.
+        similarity: ``"cosine"``, or ``"dot"`` for the product without division by the lengths, by
+            which an item of zeros is at zero from all others.
         block_size: Items compared with all others at a time; ``None`` means as many as make 64 MiB
             of scores in float32, and 128 at least. Another size may round the last digit
             differently.
@@ -80,7 +108,10 @@ def nearest_neighbours(
     _check(features, k, present, similarity, block_size)
     with without_autocast(features.device):
         vectors = mask_absent(features, present).to(at_least_float32(features))
-        vectors = unit(vectors) if similarity == "cosine" else vectors
+        if similarity == "cosine":
+            there = vectors.any(-1)  # what is absent is zero by now
+            present = None if there.all() else there
+            vectors = unit(vectors)
         index, scores = _search(vectors.detach(), k, present, block_size)
         if vectors.requires_grad:
             others = vectors[index.clamp(min=0)]
@@ -100,13 +131,13 @@ def _check(
         raise ValueError(f"Expected k < V = {features.shape[0]}, got {k}.")
     if block_size is not None:
         check_positive(block_size=block_size)
-    finite = features.isfinite().all(-1)
+    finite, hint = features.isfinite().all(-1), "; pass present=, false where an item has none"
     if present is not None:
         check_mask("present", present, features.shape[:1])
-        finite = finite | ~present
+        finite, hint = finite | ~present, ", which is present"
     if not finite.all():
         row = int((~finite).nonzero()[0])
-        raise ValueError(f"Expected finite features, got NaN or infinity in row {row}.")
+        raise ValueError(f"Expected finite features, got NaN or infinity in row {row}{hint}.")
 
 
 @torch.no_grad()

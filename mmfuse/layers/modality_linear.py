@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from einops import einsum
 from torch import Tensor, nn
 
 from mmfuse._checks import check_positive, check_shape
@@ -72,8 +71,12 @@ class ModalityLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., M, D) -> (..., M, O)
         """Map every modality; shapes are given in the class docstring."""
         check_shape("x", x, self.num_modalities, self.in_dim)
-        y = einsum(x, self.weight, "... m d, m o d -> ... m o")
-        return y if self.bias is None else y + self.bias
+        rows = x.reshape(-1, self.num_modalities, self.in_dim).transpose(0, 1)  # (M, T, D)
+        if self.bias is None:
+            y = torch.bmm(rows, self.weight.mT)
+        else:
+            y = torch.baddbmm(self.bias.unsqueeze(1), rows, self.weight.mT)
+        return y.transpose(0, 1).reshape(*x.shape[:-1], self.out_dim)
 
     def extra_repr(self) -> str:
         return (

@@ -45,6 +45,12 @@ def ticks(ax: Axes) -> tuple[list[str], list[str]]:
     return rows, [label.get_text() for label in ax.get_xticklabels()]
 
 
+def unit(ax: Axes) -> str:
+    """The label of the colour bar."""
+    label: str = ax.figure.axes[-1].get_ylabel()
+    return label
+
+
 def colours(ax: Axes) -> Tensor:  # (C, M, 4)
     return torch.as_tensor(ax.images[0].to_rgba(ax.images[0].get_array()))
 
@@ -103,11 +109,52 @@ def test_text_differs_from_its_ground() -> None:
 
 @pytest.mark.parametrize(
     ("factor", "text"),
-    [(1e-3, "0.00075 ± 0.00010"), (1.0, "0.75 ± 0.10"), (10.0, "7.5 ± 1.0"), (1e3, "750 ± 100")],
+    [(0.1, "0.075 ± 0.010"), (1.0, "0.75 ± 0.10"), (10.0, "7.5 ± 1.0"), (1e3, "750 ± 100")],
 )
 def test_digits_fit_the_size_of_the_numbers(factor: float, text: str) -> None:
     by_category = numbers([[0.75 * factor, 0.0]], std=0.3 * factor)
-    assert written(plot_contributions(by_category, modalities=NAMES))[0, 0] == text
+    ax = plot_contributions(by_category, modalities=NAMES)
+    assert written(ax)[0, 0] == text
+    assert unit(ax) == "mean contribution"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "text", "scale"),
+    [
+        (11.8, 0.25, "11.80 ± 0.25", ""),
+        (99.96, 0.25, "99.96 ± 0.25", ""),
+        (0.7, 0.0996, "0.70 ± 0.10", ""),
+        (9876.0, 1.5, "9876.0 ± 1.5", ""),
+        (1.2e-5, 3.4e-7, "1.200 ± 0.034", " (× 1e-5)"),
+        (-1.2e-5, 1e-5, "-1.2 ± 1.0", " (× 1e-5)"),
+        (1.25e6, 2e4, "1.250 ± 0.020", " (× 1e6)"),
+        (9.96e5, 2e4, "0.996 ± 0.020", " (× 1e6)"),
+        (0.5, 0.0, "0.50 ± 0.00", ""),
+        (0.0, 3e-7, "0.0 ± 3.0", " (× 1e-7)"),
+        (-1e-3, 0.25, "0.00 ± 0.25", ""),
+        (0.75, 1e-12, "0.75000 ± 0.00000", ""),
+    ],
+)
+def test_the_standard_error_has_two_digits(
+    mean: float, error: float, text: str, scale: str
+) -> None:
+    by_category = CategoryContributions(
+        torch.tensor([[mean]]).double(), torch.tensor([[3 * error]]), torch.tensor([[9]])
+    )
+    ax = plot_contributions(by_category, modalities=["text"])
+    assert written(ax)[0, 0] == text
+    assert unit(ax) == "mean contribution" + scale
+    power = float(scale[4:-1] or 1)
+    assert float(ax.images[0].get_array()[0, 0]) == pytest.approx(mean / power)
+
+
+def test_the_smallest_standard_error_decides_and_without_any_the_largest_mean() -> None:
+    means, std = torch.tensor([[25.0, 3.0]]), torch.tensor([[3.0, 0.36]])
+    several = CategoryContributions(means, std, torch.tensor([[9, 9]]))
+    ax = plot_contributions(several, modalities=NAMES)
+    assert written(ax) == {(0, 0): "25.00 ± 1.00", (0, 1): "3.00 ± 0.12"}
+    single = plot_contributions(several._replace(counts=torch.tensor([[1, 1]])), modalities=NAMES)
+    assert written(single) == {(0, 0): "25", (0, 1): "3"}
 
 
 @pytest.mark.parametrize("counts", [0, 3])
@@ -148,7 +195,7 @@ def test_tensors_with_a_graph_and_of_half_precision_are_drawn() -> None:
     mean = torch.tensor([[0.75, 0.25]], dtype=torch.bfloat16, requires_grad=True)
     by_category = CategoryContributions(mean, 0.4 * mean, torch.tensor([[9, 9]]))
     ax = plot_contributions(by_category, modalities=NAMES)
-    assert written(ax) == {(0, 0): "0.75 ± 0.10", (0, 1): "0.25 ± 0.03"}
+    assert written(ax) == {(0, 0): "0.750 ± 0.100", (0, 1): "0.250 ± 0.033"}
 
 
 # -- errors ----------------------------------------------------------------------------------------
@@ -160,6 +207,12 @@ def test_rejects_a_wrong_number_of_names() -> None:
         plot_contributions(by_category, modalities=["text"])
     with pytest.raises(ValueError, match=r"Expected 1 names of categories, got 2\."):
         plot_contributions(by_category, modalities=NAMES, categories=["hats", "shoes"])
+
+
+def test_rejects_what_is_no_summary() -> None:
+    message = r"by_category as CategoryContributions, as .* returns, got Tensor\."
+    with pytest.raises(ValueError, match=message):
+        plot_contributions(torch.ones(1, 2), modalities=NAMES)
 
 
 def test_without_matplotlib_the_error_names_the_extra() -> None:

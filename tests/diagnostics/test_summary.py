@@ -131,6 +131,24 @@ def test_no_mask_is_a_mask_of_ones(case: Rows) -> None:
     assert_same(shares, contribution_shares(case.contributions, everywhere))
 
 
+@given(many(), seeds)
+@few
+def test_padding_counts_for_nothing(case: Rows, seed: int) -> None:
+    torch.manual_seed(seed)
+    valid = torch.rand(case.present.shape[:-1]) < 0.6
+    dirty = with_nan(case.contributions, valid)
+    if case.categories.dtype == torch.bool:
+        categories = case.categories | ~valid.unsqueeze(-1)
+    else:
+        categories = case.categories.masked_fill(~valid, case.num_categories)  # a number of its own
+    changed = case._replace(contributions=dirty, categories=categories)
+    wanted = case._replace(present=case.present & valid.unsqueeze(-1))
+    assert_same(contributions_by_category(*changed, valid), contributions_by_category(*wanted))
+    got = contributions_by_category(*changed[:3], valid=valid)
+    everywhere = valid.unsqueeze(-1).expand(case.present.shape)
+    assert_same(got, contributions_by_category(*case._replace(present=everywhere)))
+
+
 @given(many(labels=True))
 @few
 def test_labels_and_the_same_as_multi_hot_agree(case: Rows) -> None:
@@ -216,6 +234,9 @@ VALUES, KINDS = torch.ones(3, 2), torch.zeros(3, dtype=torch.int64)
         ((VALUES, VALUES, 4), r"Expected categories of shape \(3,\), got \(3, 2\)\."),
         ((VALUES[0, 0], KINDS, 2), r"contributions of shape \(\.\.\., M\), got \(\)\."),
         ((VALUES, KINDS, 2, VALUES), r"Expected present of dtype torch\.bool, got torch\.float32"),
+        ((VALUES, KINDS, 2, None, KINDS), r"Expected valid of dtype torch\.bool, got torch\.int64"),
+        ((VALUES, KINDS, 2, None, VALUES > 0), r"Expected valid of shape \(3,\), got \(3, 2\)\."),
+        ((VALUES, VALUES, 2, None, KINDS[:2] == 0), r"Expected valid of shape \(3,\), got \(2,\)"),
     ],
 )
 def test_by_category_rejects_bad_arguments(arguments: Any, message: str) -> None:
@@ -224,7 +245,7 @@ def test_by_category_rejects_bad_arguments(arguments: Any, message: str) -> None
 
 
 def test_category_that_is_not_there_is_no_unknown_category() -> None:
-    with pytest.raises((IndexError, RuntimeError), match=r"out of range|out of bounds"):
+    with pytest.raises(ValueError, match=r"Expected categories >= 0, got -1\."):
         contributions_by_category(VALUES, KINDS - 1, 2)
 
 

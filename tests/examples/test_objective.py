@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cammsr.baselines import sasrec
+from cammsr.baselines import fused_recommender, sasrec
 from cammsr.batches import training_loader
 from cammsr.config import ObjectiveConfig
 from cammsr.model import CAMMSR
 from cammsr.objective import Objective
+from mmfuse.fusion import available
 
 
 @pytest.fixture
@@ -65,6 +66,24 @@ def test_contrast_without_swaps_is_info_nce_between_the_modalities_own_states(mo
             losses.append(similarity[i, kept].logsumexp(0) - similarity[i, i])
         total += torch.stack(losses)[both].mean().item()
     assert got == pytest.approx(total, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_fusion_has_losses_that_are_weighed(name, tiny, config, batch):
+    model = fused_recommender(tiny.features, tiny.labels, config.model, fusion=name)
+    weights = {"next_item": 1.0, "importance": 0.5, "load": 0.5, "balance": 0.5, "z": 0.25}
+    objective = Objective(replace(config.objective, balance_weight=0.5, z_weight=0.25))
+    losses = objective(model.eval(), batch)
+    expected = sum(weights[name] * loss for name, loss in losses.items() if name != "loss")
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_a_loss_without_a_weight_is_an_error(tiny, config, batch):
+    model = sasrec(tiny.features, tiny.labels, config.model)
+    output = model(batch.items, batch.valid)
+    unknown = output._replace(losses={"novel": output.states.sum()})
+    with pytest.raises(ValueError, match=r"Expected losses among \['balance', .*\], got 'novel'\."):
+        Objective(config.objective)(lambda items, valid: unknown, batch)
 
 
 def test_baselines_have_the_next_item_loss_alone(tiny, config, batch):

@@ -23,6 +23,7 @@ from mmfuse import (
     SumFusion,
     WeightedFusion,
 )
+from mmfuse.fusion import build
 from mmfuse.testing import assert_block_contract
 from mmfuse.types import FusionOutput
 from tests.outcomes import assert_same, drawn
@@ -203,6 +204,18 @@ def test_rejects_what_its_parts_reject(features, fusion, message):
     encoder = MultimodalEncoder(ModalityProjection({"text": 3, "image": 2}, 4), fusion)
     with pytest.raises(ValueError, match=message):
         encoder(features)
+
+
+def test_padding_is_handed_on_to_a_fusion_over_sequences():
+    projection = ModalityProjection({"text": 3, "image": None}, 4)
+    encoder = MultimodalEncoder(projection, build("fdsa", 4, 2)).eval()
+    features, valid = {"text": torch.randn(2, 5, 3)}, torch.arange(5) < torch.tensor([[5], [2]])
+    x, present = projection(features)
+    fused = encoder(features, valid=valid).fused
+    assert torch.equal(fused, encoder.fusion(x, present, valid=valid).fused)
+    assert (fused[1, 2:] == 0).all()
+    with pytest.raises(TypeError, match="valid"):
+        MultimodalEncoder(projection, SumFusion(4, 2))(features, valid=valid)
 
 
 def test_repr():

@@ -1,6 +1,6 @@
 """Every fusion in every cell: modalities, leading dimensions, dtype, and way of running.
 
-A cell is one of each. One test does a column of cells, and ``conftest.py`` prints their count.
+A cell is one of each. One test does a column of cells; ``tests/cells.py`` prints their count.
 """
 
 from __future__ import annotations

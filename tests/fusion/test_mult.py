@@ -99,8 +99,9 @@ def test_a_position_that_sees_no_key_reads_zeros() -> None:
     present = torch.tensor([[True, False]]).expand(3, 2)
     before = fusion(x, present).fused
     attention = fusion.cross["1_to_0"][0].attention
-    torch.nn.init.normal_(attention.joint.weight)
-    torch.nn.init.normal_(attention.joint.bias)
+    for part in (attention.query, attention.told):
+        torch.nn.init.normal_(part.weight)
+        torch.nn.init.normal_(part.bias)
     torch.testing.assert_close(fusion(x, present).fused, before)
     torch.nn.init.normal_(attention.out.bias)
     assert not torch.allclose(fusion(x, present).fused, before)

@@ -122,6 +122,15 @@ def test_each_history_is_fused_as_if_alone(name: str, causal: bool, case: Sequen
 
 
 @each_fusion
+@pytest.mark.parametrize("lead", [(0, 3), (2, 0), (0,)])
+def test_nobody_and_nothing_is_fused_to_nothing(name: str, lead: tuple[int, ...]) -> None:
+    x = torch.randn(*lead, 3, 4, requires_grad=True)
+    read = made(name, 4, 3)(x, torch.ones(*lead, 3, dtype=torch.bool)).fused
+    assert read.shape == (*lead, 4)
+    read.sum().backward()
+
+
+@each_fusion
 def test_a_single_row_is_a_history_of_one(name: str) -> None:
     x = torch.randn(3, 4, dtype=torch.float64)
     fusion, present = made_for(name, x), torch.tensor([True, False, True])
@@ -150,11 +159,11 @@ def test_exported_it_gives_the_eager_numbers(name: str, masked: bool) -> None:
     program = torch.export.export(
         fusion, (torch.randn(2, 3, 3, 4),), masks, dynamic_shapes=shapes
     ).module()
-    masks = {
-        mask: value.repeat(2, 2, *[1] * (value.ndim - 2))[:, :5] for mask, value in masks.items()
-    }
-    x = torch.randn(4, 5, 3, 4)
-    torch.testing.assert_close(program(x, **masks), fusion(x, **masks))
+    for length in (1, 5, 6):  # of six at most
+        x, more = torch.randn(4, length, 3, 4), {}
+        for mask, value in masks.items():
+            more[mask] = value.repeat(2, 2, *[1] * (value.ndim - 2))[:, :length]
+        torch.testing.assert_close(program(x, **more), fusion(x, **more))
 
 
 @each_fusion

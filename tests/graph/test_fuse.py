@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 from typing import Any
 
@@ -20,6 +21,7 @@ from mmfuse.graph import (
     knn_graph,
     knn_graphs,
     mix_graphs,
+    propagate,
 )
 from tests.outcomes import assert_same
 from tests.strategies import seeds
@@ -93,7 +95,7 @@ def test_learned_weights_match_naive(graphs: Any) -> None:
 @few
 @given(graphs=several(), other=several(), share=st.floats(0, 1))
 def test_a_mixture_matches_naive(graphs: Any, other: Any, share: float) -> None:
-    first, second = fuse_graphs(graphs), LearnedGraph(other)()
+    first, second = LearnedGraph(graphs)(), LearnedGraph(other)()
     wanted = naive_sum([(share, first), (1 - share, second)])
     assert entries(mix_graphs(first, second, share)) == pytest.approx(wanted)
 
@@ -155,16 +157,42 @@ def test_frozen_graphs_stay_as_they_were() -> None:
     assert_same(module().edge_weight, before)
 
 
-def test_state_holds_the_graph() -> None:
+def test_state_is_what_was_learned() -> None:
     module = made()
     again = made()
-    assert set(module.state_dict()) == {"logits", "edge_index", "edge_weight"}
+    assert set(module.state_dict()) == {"logits"}
     torch.nn.init.normal_(module.logits)
     assert not torch.equal(again().edge_weight, module().edge_weight)
     again.load_state_dict(module.state_dict())
     assert_same(again(), module())
+    features = {name: torch.randn(11, 3) for name in ("text", "image")}
+    larger = knn_graphs(features, 4)
+    other = LearnedGraph(larger)
+    other.load_state_dict(module.state_dict())
+    assert_same(other(), other(larger))
+    assert_same(other.logits, module.logits)
+    with pytest.raises(ValueError, match=r"Expected edges of graphs < num_nodes = 9, got 10\."):
+        module(larger)
     module.reset_parameters()
     assert_same(module.logits.detach(), torch.zeros(2))
+
+
+def test_exported_it_gives_the_eager_numbers() -> None:
+    class Flow(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.learned = made()
+
+        def forward(self, x: Tensor) -> tuple[WeightedEdges, Tensor]:
+            graph = self.learned()
+            return graph, propagate(x, graph)
+
+    module, x, file = Flow(), torch.randn(9, 4), io.BytesIO()
+    torch.export.save(torch.export.export(module, (x,)), file)
+    file.seek(0)
+    graph, flowed = torch.export.load(file).module()(x)
+    assert isinstance(graph, WeightedEdges)
+    torch.testing.assert_close((graph, flowed), module(x))
 
 
 def test_compiles_to_the_same_numbers() -> None:
@@ -176,7 +204,7 @@ def test_compiles_to_the_same_numbers() -> None:
 def test_device_and_dtype_are_taken() -> None:
     module = made(device="meta", dtype=torch.float64)
     assert module.logits.device.type == module.edge_index.device.type == "meta"
-    assert module.logits.dtype == module.edge_weight.dtype == torch.float64
+    assert module.logits.dtype == module.weight_by_modality.dtype == torch.float64
     assert module.edge_index.dtype == torch.int64
 
 
@@ -193,16 +221,16 @@ def test_repr() -> None:
 def test_rejects_bad_inputs() -> None:
     from torch_geometric.data import HeteroData  # noqa: PLC0415
 
-    graphs = knn_graphs({"text": torch.randn(4, 2), "image": torch.randn(4, 2)}, 1)
+    graphs = knn_graphs({"text": torch.rand(4, 2), "image": torch.rand(4, 2)}, 1)
     with pytest.raises(ValueError, match=r"Expected a graph of one modality at least, got none\."):
         fuse_graphs(HeteroData())
     wanted = r"Expected weights of the modalities \['image', 'text'\], got those of \['text'\]\."
     with pytest.raises(ValueError, match=wanted):
         fuse_graphs(graphs, {"text": 1.0})
-    only = knn_graphs({"text": torch.randn(4, 2)}, 1)
+    only = knn_graphs({"text": torch.rand(4, 2)}, 1)
     with pytest.raises(ValueError, match=r"got those of \['image', 'text'\]\."):
         LearnedGraph(graphs)(only)
-    edges = knn_graph(torch.randn(4, 2), 1)
+    edges = knn_graph(torch.rand(4, 2), 1)
     with pytest.raises(ValueError, match=r"Expected 0 <= share <= 1, got 1\.5\."):
         mix_graphs(edges, edges, 1.5)
     broken = WeightedEdges(edges.edge_index, edges.edge_weight[:2])
@@ -212,6 +240,28 @@ def test_rejects_bad_inputs() -> None:
     del edges.edge_weight
     with pytest.raises(ValueError, match=r"Expected first with .*, got \(2, 4\) and None\."):
         mix_graphs(edges, broken, 0.5)
+    kinds = r"Expected graphs as HeteroData, such as knn_graphs makes, got Data\."
+    for function in (fuse_graphs, LearnedGraph):
+        with pytest.raises(ValueError, match=kinds):
+            function(knn_graph(torch.rand(4, 2), 1))
+    with pytest.raises(ValueError, match=r"such as knn_graphs makes, got dict\."):
+        fuse_graphs({"text": edges})
+    with pytest.raises(ValueError, match=r"weights by modality, as a dict, got list\."):
+        fuse_graphs(graphs, [0.5, 0.5])
+    with pytest.raises(ValueError, match=r"first as one graph, .*, got HeteroData\."):
+        mix_graphs(graphs, broken, 0.5)
     graphs["user", "likes", "item"].edge_index = torch.zeros(2, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"one of 'item to item', got 'user to item'\."):
         LearnedGraph(graphs)
+
+
+def test_graphs_of_different_catalogues_do_not_mix() -> None:
+    small, large = (knn_graph(torch.rand(items, 2), 1) for items in (4, 5))
+    with pytest.raises(ValueError, match=r"second over 4 items, as first, got 5\."):
+        mix_graphs(small, large, 0.5)
+    edges = WeightedEdges(large.edge_index, large.edge_weight)
+    with pytest.raises(ValueError, match=r"edges of second < num_nodes = 4, got 4\."):
+        mix_graphs(small, edges, 0.5)
+    with pytest.raises(ValueError, match=r"edges of first < num_nodes = 4, got 4\."):
+        mix_graphs(edges, small, 0.5)
+    assert entries(mix_graphs(edges, large, 0.5)) == pytest.approx(entries(large))

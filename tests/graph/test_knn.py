@@ -38,8 +38,8 @@ def naive_adjacency(
     for i in range(items):
         pairs = zip(near.item_index[i].tolist(), near.similarity[i].tolist(), strict=True)
         for j, value in pairs:
-            if j >= 0:
-                a[i][j] = 1.0 if weight == "binary" else max(value, 0.0)
+            if j >= 0 and value > 0:
+                a[i][j] = 1.0 if weight == "binary" else value
     degree = [sum(row) for row in a]
     for i in range(items):
         for j in range(items):
@@ -72,15 +72,15 @@ def test_matches_naive(weight: str, normalize: bool, table: tuple[Tensor, Tensor
 @given(table=tables())
 def test_edges_lead_from_the_neighbours_to_the_item(table: tuple[Tensor, Tensor, int]) -> None:
     features, present, k = table
-    index = nearest_neighbours(features, k, present=present).item_index
+    index, similarity = nearest_neighbours(features, k, present=present)
     source, target = knn_graph(features, k, present=present).edge_index
-    assert_same(source, index[index >= 0])
-    assert_same(target.bincount(minlength=len(features)), (index >= 0).sum(-1))
+    assert_same(source, index[similarity > 0])
+    assert_same(target.bincount(minlength=len(features)), (similarity > 0).sum(-1))
     assert (target.diff() >= 0).all()
 
 
 def test_full_binary_rows_have_equal_weights_that_sum_to_one() -> None:
-    graph = knn_graph(torch.randn(30, 4), k=5)
+    graph = knn_graph(torch.rand(30, 4), k=5)
     torch.testing.assert_close(graph.edge_weight, torch.full((150,), 1 / 5))
 
 
@@ -99,9 +99,23 @@ def test_nan_of_absent_items_reaches_nothing(
     assert present[ends].all()
 
 
-def test_opposite_items_are_finite_and_do_not_count() -> None:
-    graph = knn_graph(torch.tensor([[1.0], [-1.0]]), k=1, weight="similarity")
-    assert_same(graph.edge_weight, torch.zeros(2))
+@each_weight
+def test_only_what_is_alike_is_connected(weight: str) -> None:
+    """Opposite, orthogonal or zero: no edge."""
+    features = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.6, 0.8]])
+    graph = knn_graph(features, k=4, weight=weight, normalize=False)
+    pairs = [(4, 0), (4, 2), (2, 4), (0, 4)]
+    assert [tuple(pair) for pair in graph.edge_index.T.tolist()] == pairs
+    similar = [0.6, 0.8, 0.8, 0.6] if weight == "similarity" else [1.0] * 4
+    torch.testing.assert_close(graph.edge_weight, torch.tensor(similar))
+
+
+@each_weight
+def test_a_graph_may_have_no_edges(weight: str) -> None:
+    graph = knn_graph(torch.tensor([[1.0], [-1.0]]), k=1, weight=weight)
+    assert graph.edge_index.shape == (2, 0)
+    assert graph.edge_weight.shape == (0,)
+    assert graph.num_nodes == 2
 
 
 def test_gradient_flows_to_the_features_by_similarity_only() -> None:
@@ -154,3 +168,9 @@ def test_rejects_bad_inputs() -> None:
         knn_graphs({"text": x, "image": x[:3]}, 1)
     with pytest.raises(ValueError, match=r"modality to be one of 'text', got 'image'\."):
         knn_graphs({"text": x}, 1, present={"image": x[:, 0] > 0})
+    with pytest.raises(ValueError, match=r"Expected features as a tensor, got dict\."):
+        knn_graph({"text": x}, 1)
+    with pytest.raises(ValueError, match=r"features by modality, as a dict of tensors, got Tensor"):
+        knn_graphs(x, 1)
+    with pytest.raises(ValueError, match=r"present by modality, as a dict of tensors, got Tensor"):
+        knn_graphs({"text": x}, 1, present=x[:, 0] > 0)

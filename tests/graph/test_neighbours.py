@@ -73,9 +73,8 @@ def test_equals_come_in_the_order_of_their_numbers(
     assert got.item_index.tolist() == naive_neighbours(features, k, present, "dot")[0]
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "dot"])
-def test_items_without_any_direction_are_equals(similarity: str) -> None:
-    index, scores = nearest_neighbours(torch.zeros(700, 3), 2, similarity=similarity)
+def test_by_product_items_of_zeros_are_equals() -> None:
+    index, scores = nearest_neighbours(torch.zeros(700, 3), 2, similarity="dot")
     assert index[:3].tolist() == [[1, 2], [0, 2], [0, 1]]
     assert (index[3:] == torch.tensor([0, 1])).all()
     assert (scores == 0).all()
@@ -125,6 +124,28 @@ def test_nan_of_absent_items_reaches_nothing(table: tuple[Tensor, Tensor], k: in
     assert (index[~present] == -1).all()
     assert (gradient[~present] == 0).all()
     assert not set(index[index >= 0].tolist()) & set((~present).nonzero().flatten().tolist())
+
+
+@few
+@given(table=tables(), k=st.integers(1, 9), block=blocks)
+def test_by_cosine_items_of_zeros_are_absent(
+    table: tuple[Tensor, Tensor], k: int, block: int | None
+) -> None:
+    features, present = table
+    k, zeroed = min(k, len(features) - 1), features * present.unsqueeze(-1)
+    wanted = nearest_neighbours(features, k, present=present, block_size=block)
+    assert_same(nearest_neighbours(zeroed, k, block_size=block), wanted)
+    some = present | (torch.rand(len(features)) < 0.5)
+    assert_same(nearest_neighbours(zeroed, k, present=some, block_size=block), wanted)
+
+
+def test_items_of_zeros_leave_gradients_alone() -> None:
+    x = torch.tensor([[1.0, 0.5], [0.0, 0.0], [0.3, 1.0]], requires_grad=True)
+    index, scores = nearest_neighbours(x, 1)
+    assert index.tolist() == [[2], [-1], [0]]
+    (gradient,) = torch.autograd.grad(scores.sum(), x)
+    assert gradient.isfinite().all()
+    assert gradient.any(-1).tolist() == [True, False, True]
 
 
 @few
@@ -196,8 +217,10 @@ NAN = torch.tensor([[1.0], [torch.nan], [2.0]])
         (X, 1, {"block_size": 0}, r"Expected block_size > 0, got 0\."),
         (X, 1, {"present": X[:, 0]}, r"Expected present of dtype torch\.bool, got torch\.float32"),
         (X, 1, {"present": X[:2, 0] > 0}, r"Expected present of shape \(4,\), got \(2,\)\."),
-        (NAN, 1, {}, r"Expected finite features, got NaN or infinity in row 1\."),
-        (NAN, 1, {"present": NAN[:, 0].isnan()}, r"got NaN or infinity in row 1\."),
+        (NAN, 1, {}, r"Expected finite .* in row 1; pass present=, false where"),
+        (NAN, 1, {"present": NAN[:, 0].isnan()}, r"infinity in row 1, which is present\."),
+        ({"text": X}, 1, {}, r"Expected features as a tensor, got dict\."),
+        (X, 1, {"present": {"text": X[:, 0] > 0}}, r"Expected present as a tensor, got dict\."),
     ],
 )
 def test_rejects_bad_inputs(

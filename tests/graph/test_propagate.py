@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch_geometric.data import Data
 
-from mmfuse.graph import borrow, propagate
+from mmfuse.graph import (
+    LearnedGraph,
+    WeightedEdges,
+    borrow,
+    fuse_graphs,
+    knn_graph,
+    knn_graphs,
+    mix_graphs,
+    propagate,
+)
 from mmfuse.types import Streams
 from tests.outcomes import assert_same, places
 from tests.strategies import streams, with_nan
@@ -90,6 +101,34 @@ def test_borrowing_matches_naive(case: Case, num_layers: int) -> None:
         values, filled = naive_borrow(column, there, case, num_layers)
         assert got.x[:, m, d].tolist() == pytest.approx(values)
         assert got.present[:, m].tolist() == filled
+
+
+# -- graphs in the place of edges ------------------------------------------------------------------
+
+
+def graphs_over(items: int) -> list[Any]:
+    features = {name: torch.rand(items, 3) for name in ("text", "image")}
+    graphs = knn_graphs(features, 2, weight="similarity")
+    fused, learned = fuse_graphs(graphs), LearnedGraph(graphs)()
+    one = knn_graph(features["text"], 2)
+    return [one, graphs["item", "text", "item"], fused, learned, mix_graphs(fused, learned, 0.3)]
+
+
+def test_a_graph_stands_for_its_edges_and_weights() -> None:
+    x, present = torch.randn(7, 2, 3), torch.rand(7, 2) < 0.6
+    for graph in graphs_over(7):
+        edges = (graph.edge_index, graph.edge_weight)
+        assert_same(propagate(x, graph, num_layers=2), propagate(x, *edges, num_layers=2))
+        assert_same(borrow(x, present, graph), borrow(x, present, *edges))
+    edges = torch.randint(0, 7, (2, 9))
+    assert_same(propagate(x, Data(edge_index=edges)), propagate(x, edges))  # without weights
+
+
+def test_weights_of_a_graph_receive_gradients() -> None:
+    graph = WeightedEdges(EDGES, torch.rand(2, requires_grad=True))
+    propagate(X, graph).sum().backward()
+    assert graph.edge_weight.grad is not None
+    assert graph.edge_weight.grad.all()
 
 
 # -- absent items ----------------------------------------------------------------------------------
@@ -206,6 +245,26 @@ def test_propagation_rejects_bad_inputs() -> None:
         propagate(X[:2], EDGES)
     with pytest.raises(ValueError, match=r"Expected x of shape \(V, \.\.\.\), got \(\)\."):
         propagate(X[0, 0, 0], EDGES)
+    with pytest.raises(ValueError, match=r"Expected present as a tensor, got dict\."):
+        propagate(X, EDGES, present={"text": PRESENT[:, 0]})
+    with pytest.raises(ValueError, match=r"Expected x as a tensor, got dict\."):
+        propagate({"text": X}, EDGES)
+
+
+@pytest.mark.parametrize("function", [propagate, lambda x, *rest: borrow(x, PRESENT, *rest)])
+def test_rejects_what_is_no_graph(function: Callable[..., Any]) -> None:
+    graph, graphs = knn_graph(X[..., 0], 1), knn_graphs({"text": X[..., 0]}, 1)
+    one = r"Expected edge_index as a tensor or one graph, Data or WeightedEdges, got {}\."
+    for wrong in (graphs, {"text": graph}, (EDGES, torch.ones(2)), None):
+        with pytest.raises(ValueError, match=one.format(type(wrong).__name__)):
+            function(X, wrong)
+    both = r"Expected no edge_weight beside a graph, Data, which has its own\."
+    with pytest.raises(ValueError, match=both):
+        function(X, graph, graph.edge_weight)
+    with pytest.raises(ValueError, match=r"Expected edge_index of shape \(2, N\), got None\."):
+        function(X, Data())
+    with pytest.raises(ValueError, match=r"Expected edge_index < V = 2, got 2\."):
+        propagate(X[:2], graph)
 
 
 def test_borrowing_rejects_bad_inputs() -> None:
@@ -217,3 +276,16 @@ def test_borrowing_rejects_bad_inputs() -> None:
         borrow(X, PRESENT[:, 0], EDGES)
     with pytest.raises(ValueError, match=r"Expected edge_index of shape \(2, N\), got \(1, 2\)\."):
         borrow(X, PRESENT, EDGES[:1])
+    for masks, kind in (({"text": PRESENT[:, 0]}, "dict"), (None, "NoneType")):
+        with pytest.raises(ValueError, match=rf"Expected present as a tensor, got {kind}\."):
+            borrow(X, masks, EDGES)
+
+
+def test_rejects_whole_numbers_and_items_that_are_not_there() -> None:
+    edges = torch.tensor([[0, 1], [2, 2]])
+    with pytest.raises(ValueError, match=r"Expected x of a floating dtype, got torch\.int64\."):
+        propagate(torch.tensor([1, 10, 100]), edges)
+    with pytest.raises(ValueError, match=r"Expected x of a floating dtype, got torch\.int64\."):
+        borrow(torch.ones(3, 1, 1, dtype=torch.int64), torch.ones(3, 1) > 0, edges)
+    with pytest.raises(ValueError, match=r"Expected edge_index >= 0, got -1\."):
+        propagate(torch.ones(3), edges - 1)

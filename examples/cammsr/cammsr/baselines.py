@@ -105,7 +105,7 @@ def _options(fusion: str, names: tuple[str, ...], config: ModelConfig) -> dict[s
     """What a fusion has to know of the recommender."""
     if fusion in {"tensor", "tucker"}:  # for the whole catalogue at once: no wide products
         return {"hidden_dim": 12}
-    if fusion in {"whitening", "dynamic"}:  # the id passes as it is
+    if fusion in {"whitening", "dynamic", "interactive"}:  # the id passes as it is, or starts so
         return {"target": names.index(ID) if ID in names else None}
     if fusion in {"frequency", "mixer", "fdsa", "nova", "dif"}:
         return {"max_length": config.max_length}

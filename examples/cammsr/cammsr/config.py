@@ -81,6 +81,8 @@ class ObjectiveConfig:
         contrast_symmetric: Whether to take both directions.
         swap_probability: Probability rho of a swap at a position.
         category_weight: Weight of the category loss; 0 as printed.
+        balance_weight: Weight of the losses that even out the load of routed experts.
+        z_weight: Weight of the loss that keeps the scores of a router small.
         label_smoothing: Label smoothing of the next-item cross entropy.
     """
 
@@ -89,11 +91,14 @@ class ObjectiveConfig:
     contrast_symmetric: bool = True
     swap_probability: float = 0.5
     category_weight: float = 0.1
+    balance_weight: float = 0.01
+    z_weight: float = 0.001
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no objective can be made of."""
         _check_at_least(0, self, "contrast_weight", "category_weight")
+        _check_at_least(0, self, "balance_weight", "z_weight")
         _check_share(self, "label_smoothing", "swap_probability")
 
 

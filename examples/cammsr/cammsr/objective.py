@@ -30,10 +30,20 @@ class Objective(nn.Module):
         """The losses by name, unweighted, and ``"loss"``, their weighted sum."""
         output: RecommenderOutput = model(batch.items, batch.valid)
         losses = {"next_item": self._next_item(output, batch), **output.losses}
-        weights = {"next_item": 1.0, "category": self.config.category_weight}
+        weights = {
+            "next_item": 1.0,
+            "category": self.config.category_weight,
+            "importance": self.config.balance_weight,
+            "load": self.config.balance_weight,
+            "balance": self.config.balance_weight,
+            "z": self.config.z_weight,
+        }
         if isinstance(model, CAMMSR) and self.config.contrast_weight > 0:
             losses["contrast"] = self.contrast(model, output, batch)
             weights["contrast"] = self.config.contrast_weight
+        for name in losses:
+            if name not in weights:
+                raise ValueError(f"Expected losses among {sorted(weights)}, got {name!r}.")
         total = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         return {"loss": total, **losses}
 
