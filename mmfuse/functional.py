@@ -21,16 +21,23 @@ from mmfuse.graph import (
 )
 from mmfuse.layers import apply_where, mask_absent, masked_product, masked_softmax, observed
 from mmfuse.losses import (
+    alignment_loss,
     cv_squared_loss,
+    debiased_info_nce,
     expert_diversity_loss,
     info_nce,
     load_balance_loss,
+    multiway_info_nce,
     router_entropy_loss,
     router_z_loss,
+    sigmoid_contrastive_loss,
+    supervised_contrastive_loss,
     swap_modalities,
+    uniformity_loss,
 )
 
 __all__ = [
+    "alignment_loss",
     "apply_where",
     "attentive_routing",
     "available",
@@ -39,6 +46,7 @@ __all__ = [
     "category_discrepancy",
     "combine_rows",
     "cv_squared_loss",
+    "debiased_info_nce",
     "expert_diversity_loss",
     "expert_rows",
     "fuse_graphs",
@@ -52,11 +60,15 @@ __all__ = [
     "masked_product",
     "masked_softmax",
     "mix_graphs",
+    "multiway_info_nce",
     "nearest_neighbours",
     "observed",
     "plan_dispatch",
     "propagate",
     "router_entropy_loss",
     "router_z_loss",
+    "sigmoid_contrastive_loss",
+    "supervised_contrastive_loss",
     "swap_modalities",
+    "uniformity_loss",
 ]

@@ -29,7 +29,7 @@ LIBRARY = ROOT / "mmfuse"
 #: Rooms, floor by floor. A module imports from lower floors and from its own room, nothing else.
 FLOORS = (
     ("types", "_activation", "_checks", "_precision"),
-    ("_expert_groups", "_expert_loop", "_routing", "_transformer"),
+    ("_contrast", "_expert_groups", "_expert_loop", "_routing", "_transformer"),
     ("losses", "layers"),
     ("_history", "projection", "gating", "experts", "graph"),
     ("fusion",),

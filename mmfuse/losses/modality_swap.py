@@ -171,7 +171,7 @@ class ModalitySwapInfoNCE(nn.Module):
     def _pairs(self, num_modalities: int) -> Sequence[tuple[int, int]]:
         if self.pairs is None:
             return tuple(combinations(range(num_modalities), 2))
-        largest = max((max(pair) for pair in self.pairs), default=-1)
+        largest = max([-1, *(index for pair in self.pairs for index in pair)])
         if largest >= num_modalities:
             raise ValueError(
                 f"Expected streams of at least {largest + 1} modalities for pairs {self.pairs}, "

@@ -355,11 +355,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(loss, x)
 
 
-def test_contract():
+@pytest.mark.parametrize("pairs", [None, [(0, 2), (1, 0)]])
+def test_contract(pairs):
     valid = torch.tensor([[True] * 5, [True, True, False, False, False], [False] * 5])
     masks = {"present": torch.rand(3, 5, 3) < 0.7, "ids": torch.arange(3)}
     assert_block_contract(
-        ModalitySwapInfoNCE(symmetric=True),
+        ModalitySwapInfoNCE(symmetric=True, pairs=pairs),
         torch.randn(3, 5, 3, 4),
         lambda stream, modality: (modality + 1) * stream.cumsum(1).tanh().mean(1),
         valid,

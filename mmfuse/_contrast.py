@@ -1,0 +1,74 @@
+"""What contrastive losses share: rows that do not count, sums over some entries, reductions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmfuse._checks import check_choice, check_shape
+from mmfuse._precision import unit
+
+__all__ = [
+    "Reduction",
+    "check_ids",
+    "check_reduction",
+    "masked_log_sum",
+    "masked_unit",
+    "reduce_rows",
+]
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def check_reduction(reduction: str) -> None:
+    """Demand one of the three reductions."""
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+
+
+def check_ids(name: str, ids: Tensor, *shape: int | str) -> None:
+    """Demand whole numbers of this shape."""
+    check_shape(name, ids, *shape, leading=False)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ValueError(f"Expected {name} of an integer dtype, got {ids.dtype}.")
+
+
+def masked_unit(
+    vectors: Tensor,  # (..., D)
+    there: Tensor | None,  # (...)
+    dtype: torch.dtype,
+) -> Tensor:  # (..., D)
+    """Vectors of length 1, of zeros where nothing is there."""
+    wide = vectors.to(dtype)
+    if there is not None:
+        wide = torch.where(there.unsqueeze(-1), wide, torch.zeros_like(wide))
+    return unit(wide)
+
+
+def masked_log_sum(
+    logits: Tensor,  # (..., N)
+    mask: Tensor,  # (..., N)
+) -> Tensor:  # (...)
+    """The logarithm of the summed exponentials where the mask is true; zero where it never is.
+
+    The logits are already divided by their temperature: behind the mask a division would turn
+    minus infinity into a gradient that is no number.
+    """
+    some = mask.any(-1, keepdim=True)
+    kept = logits.masked_fill(~mask, -torch.inf).masked_fill(~some, 0.0)
+    summed = kept.logsumexp(-1)
+    return torch.where(some.squeeze(-1), summed, torch.zeros_like(summed))
+
+
+def reduce_rows(losses: Tensor, counts: Tensor | None, reduction: Reduction) -> Tensor:
+    """Reduce the rows that count; zero, with its graph, where none does."""
+    if counts is not None:
+        losses = torch.where(counts, losses, torch.zeros_like(losses))
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    if counts is None:
+        return losses.sum() / max(losses.numel(), 1)
+    return losses.sum() / counts.sum().clamp(min=1)
