@@ -9,6 +9,8 @@ from torch import Tensor
 
 __all__ = ["at_least_float32", "unit", "without_autocast"]
 
+_NOTHING = 1e-30  # the reciprocal, times what a loss makes of it, is still a float32
+
 
 def at_least_float32(*tensors: Tensor) -> torch.dtype:
     """The common dtype of the tensors, float32 if that is wider."""
@@ -26,6 +28,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors of length 1; a zero vector stays zero, with the gradient of one of length 1."""
+    """Vectors of length 1; a zero vector stays zero, with the gradient of one of length 1.
+
+    The largest entry goes first, so that no square of an entry is too large or too small a number.
+    It is a constant to the gradient: a direction does not depend on the length. Below 1e-30 an
+    entry counts as zero.
+    """
+    if not x.shape[-1]:
+        return x
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    nothing = largest < _NOTHING
+    x = x / largest.masked_fill(nothing, 1)
     length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / torch.where(length < 1e-12, torch.ones_like(length), length)
+    return x / torch.where(nothing, torch.ones_like(length), length)

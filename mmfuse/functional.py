@@ -22,6 +22,7 @@ from mmfuse.graph import (
 from mmfuse.layers import apply_where, mask_absent, masked_product, masked_softmax, observed
 from mmfuse.losses import (
     alignment_loss,
+    all_gather_rows,
     cv_squared_loss,
     debiased_info_nce,
     expert_diversity_loss,
@@ -38,6 +39,7 @@ from mmfuse.losses import (
 
 __all__ = [
     "alignment_loss",
+    "all_gather_rows",
     "apply_where",
     "attentive_routing",
     "available",

@@ -29,7 +29,16 @@ LIBRARY = ROOT / "mmfuse"
 #: Rooms, floor by floor. A module imports from lower floors and from its own room, nothing else.
 FLOORS = (
     ("types", "_activation", "_checks", "_precision"),
-    ("_contrast", "_expert_groups", "_expert_loop", "_routing", "_transformer"),
+    (
+        "_contrast",
+        "_contrast_chunks",
+        "_expert_groups",
+        "_expert_loop",
+        "_processes",
+        "_routing",
+        "_transformer",
+    ),
+    ("_contrast_pairs",),
     ("losses", "layers"),
     ("_history", "projection", "gating", "experts", "graph"),
     ("fusion",),

@@ -7,6 +7,7 @@ from mmfuse.losses.alignment import (
     uniformity_loss,
 )
 from mmfuse.losses.debiased import DebiasedInfoNCELoss, debiased_info_nce
+from mmfuse.losses.gathering import all_gather_rows
 from mmfuse.losses.info_nce import InfoNCELoss, info_nce
 from mmfuse.losses.modality_swap import ModalitySwapInfoNCE, swap_modalities
 from mmfuse.losses.multiway import MultiwayInfoNCELoss, multiway_info_nce
@@ -20,6 +21,7 @@ from mmfuse.losses.routing import (
 )
 from mmfuse.losses.sigmoid import SigmoidContrastiveLoss, sigmoid_contrastive_loss
 from mmfuse.losses.supervised import SupervisedContrastiveLoss, supervised_contrastive_loss
+from mmfuse.losses.temperature import LearnedTemperature
 
 __all__ = [
     "info_nce",
@@ -37,6 +39,8 @@ __all__ = [
     "uniformity_loss",
     "UniformityLoss",
     "KeyQueue",
+    "LearnedTemperature",
+    "all_gather_rows",
     "swap_modalities",
     "ModalitySwapInfoNCE",
     "load_balance_loss",

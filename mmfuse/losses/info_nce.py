@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
-from mmfuse._precision import at_least_float32, unit, without_autocast
+from mmfuse._checks import check_choice, check_floating, check_mask, check_positive, check_shape
+from mmfuse._contrast import Reduction, check_ids, check_reduction
+from mmfuse._contrast_chunks import Pairs
+from mmfuse._contrast_pairs import check_negatives, from_summary, in_batch, prepare, to_explicit
+from mmfuse._precision import at_least_float32, without_autocast
+from mmfuse._processes import Processes, processes
 
 __all__ = ["InfoNCELoss", "info_nce"]
 
-Reduction = Literal["mean", "sum", "none"]
+Similarity = Literal["cosine", "dot"]
+SameId = Literal["ignore", "positive"]
 
 
 def info_nce(
@@ -20,95 +25,136 @@ def info_nce(
     positive_key: Tensor,  # (B, D)
     negative_keys: Tensor | None = None,  # (N, D) or (B, N, D)
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     reduction: Reduction = "mean",
     ids: Tensor | None = None,  # (B,)
+    key_ids: Tensor | None = None,  # (B,), or (N,) or (B, N)
     valid: Tensor | None = None,  # (B,)
+    negative_valid: Tensor | None = None,  # (N,) or (B, N)
     symmetric: bool = False,
+    similarity: Similarity = "cosine",
+    same_id: SameId = "ignore",
+    chunk_size: int | Literal["auto"] | None = None,
+    gather: Any = False,
 ) -> Tensor:  # () or (B,)
-    r"""InfoNCE with cosine similarity (:cite:`oord2018cpc`).
+    r"""InfoNCE (:cite:`oord2018cpc`), with one positive or several (:cite:`khosla2020supcon`).
 
     .. math::
-        \ell_i = -\log \frac{\exp(s_{ii} / \tau)}
-        {\exp(s_{ii} / \tau) + \sum_{j \in \mathcal{N}_i} \exp(s_{ij} / \tau)},
+        \ell_i = \log \sum_{j \in \mathcal{P}_i \cup \mathcal{N}_i} \exp(s_{ij} / \tau)
+        - \frac{1}{|\mathcal{P}_i|} \sum_{p \in \mathcal{P}_i} s_{ip} / \tau,
         \qquad s_{ij} = \cos(\mathbf{q}_i, \mathbf{k}_j)
 
     The negatives :math:`\mathcal{N}_i` are the other keys of the batch, or ``negative_keys``,
-    shared by all rows or one set a row. In the batch, a key whose ``ids`` entry equals the row's
-    own is no negative: it leaves the denominator (it is not set to zero *before* ``exp``, where it
-    would still count as one). A zero vector is at cosine zero from everything. Computed in float32
-    at least, under autocast too.
+    shared by all rows or one set a row. A key whose id equals the row's own is no negative: it
+    leaves the denominator (it is not set to zero *before* ``exp``, where it would still count as
+    one). The positives :math:`\mathcal{P}_i` are the key of row :math:`i` alone, or, with
+    ``same_id="positive"``, also those keys of its id: the loss is then the mean over the positives
+    of minus the log of their share among all, :math:`\mathcal{L}_\mathrm{out}` of the paper. A zero
+    vector is at cosine zero from everything. Computed in float32 at least, under autocast too.
+
+    In chunks the numbers are the same, and of the matrix of similarities only some rows exist at a
+    time, which the backward pass makes again (:cite:`cheng2025infcl`); differentiable once.
+
+    With ``gather`` the keys of all processes are negatives (shared ``negative_keys`` are gathered
+    too), batches may differ in size, and every process gets the loss of the whole batch. Its
+    gradient is such that the *mean* over the processes, as
+    :class:`torch.nn.parallel.DistributedDataParallel` takes it, is the gradient of one process with
+    the whole batch; without reduction, that of the sum over the rows is left as it is.
 
     Args:
         query: What is looked for.
         positive_key: What should be found; row :math:`i` belongs to query :math:`i`.
         negative_keys: Explicit negatives; ``None`` takes the other keys of the batch.
-        temperature: Temperature :math:`\tau > 0`.
+        temperature: Temperature :math:`\tau > 0`; a tensor of one element may be learned.
         reduction: ``"mean"`` over the valid rows, their ``"sum"``, or ``"none"``: one loss a row.
-        ids: What each row is about, as integers; rows of one id are not each other's negatives.
+        ids: What each query is about, as integers; rows of one id are not each other's negatives.
+        key_ids: The same of the explicit negatives, or else of the keys; ``None`` means ``ids``.
         valid: Boolean; a row that is not valid has loss zero and is nobody's negative. Where no
             row is valid the loss is zero and still part of the graph.
+        negative_valid: Boolean, false where an explicit negative is none.
         symmetric: Whether to take the mean of both directions, as :cite:`radford2021clip` does.
+        similarity: ``"cosine"``, or ``"dot"`` for the product as it is.
+        same_id: Whether keys of the row's id are left out, ``"ignore"``, or ``"positive"``.
+        chunk_size: Rows in a chunk, ``"auto"``, or ``None`` for all at once. Negatives of one set
+            a row are larger than their similarities, and never in chunks.
+        gather: Whether the batch is spread over processes; or their process group. Every process
+            must then give the same arguments.
 
     Shape:
         - query, positive_key: :math:`(B, D)`
         - negative_keys: :math:`(N, D)` or :math:`(B, N, D)`
         - ids, valid: :math:`(B)`
+        - key_ids, negative_valid: that of ``negative_keys`` without :math:`D`
         - output: scalar, or :math:`(B)` without reduction
 
     Returns:
         The loss, in float32 at least.
 
     Raises:
-        ValueError: If shapes disagree, ``temperature`` is not positive, ``reduction`` is unknown,
-            ``ids`` are not integers, or ``ids`` or ``symmetric`` meet explicit negatives, for
-            which they have no meaning.
+        ValueError: If shapes disagree, ``temperature`` is not positive, a choice is unknown, ids
+            are not integers, ``ids`` meet explicit negatives without ``key_ids`` or the other way
+            round, or ``symmetric`` meets them, for which it has no meaning.
 
     Example:
         >>> query = torch.eye(2)
         >>> info_nce(query, query, temperature=1.0)  # log(1 + exp(0 - 1))
         tensor(0.3133)
     """
-    check_shape("query", query, "B", "D", leading=False)
-    check_shape("positive_key", positive_key, *query.shape, leading=False)
-    check_positive(temperature=temperature)
-    check_choice("reduction", reduction, ("mean", "sum", "none"))
-    if valid is not None:
-        check_mask("valid", valid, query.shape[:1])
-    if ids is not None:
-        _check_ids(ids, query.shape[0])
-    if negative_keys is not None and (ids is not None or symmetric):
-        raise ValueError(
-            "Expected ids=None and symmetric=False with negative_keys, "
-            f"got ids {'None' if ids is None else 'given'} and symmetric={symmetric}."
-        )
+    _check_options(temperature, reduction, similarity, same_id, chunk_size)
+    _check_batch(query, positive_key, ids, valid)
+    check_negatives(query, negative_keys, ids, key_ids, negative_valid, symmetric)
+    given = [] if negative_keys is None else [negative_keys]
+    dtype = at_least_float32(query, positive_key, *given)
     with without_autocast(query.device):
-        if negative_keys is not None:
-            losses = _explicit(query, positive_key, negative_keys, valid, temperature)
+        those = processes(gather, query)
+        scaled = prepare(query, valid, dtype, similarity) / _scale(temperature, dtype)
+        key = prepare(positive_key, valid, dtype, similarity)
+        own = (scaled * key).sum(-1)
+        if negative_keys is None:
+            pairs = Pairs(
+                row_ids=ids,
+                column_ids=ids if key_ids is None else key_ids,
+                row_valid=valid,
+                column_valid=valid,
+                own=0,
+                positives=same_id == "positive",
+            )
+            found = in_batch(
+                scaled, key, pairs, those=those, symmetric=symmetric, chunk_size=chunk_size
+            )
         else:
-            losses = _in_batch(query, positive_key, ids, valid, temperature)
-            if symmetric:
-                back = _in_batch(positive_key, query, ids, valid, temperature)
-                losses = (losses + back) / 2
-    return _reduce(losses, valid, reduction)
+            if negative_keys.ndim == 3 and valid is not None:  # of such a row nothing is read
+                each = valid.unsqueeze(-1).expand(negative_keys.shape[:-1])
+                negative_valid = each if negative_valid is None else each & negative_valid
+            negatives = prepare(negative_keys, negative_valid, dtype, similarity)
+            pairs = Pairs(ids, key_ids, None, negative_valid, -1, same_id == "positive")
+            found = [to_explicit(scaled, negatives, pairs, gather=gather, chunk_size=chunk_size)]
+        losses = torch.stack([from_summary(own, summary) for summary in found]).mean(0)
+        return _reduce(losses, valid, reduction, those)
 
 
 class InfoNCELoss(nn.Module):
-    r"""InfoNCE with cosine similarity, as a module; see :func:`info_nce`.
+    r"""InfoNCE, as a module; see :func:`info_nce`.
 
     .. math::
-        \ell_i = -\log \frac{\exp(s_{ii} / \tau)}
-        {\exp(s_{ii} / \tau) + \sum_{j \in \mathcal{N}_i} \exp(s_{ij} / \tau)}
+        \ell_i = \log \sum_{j \in \mathcal{P}_i \cup \mathcal{N}_i} \exp(s_{ij} / \tau)
+        - \frac{1}{|\mathcal{P}_i|} \sum_{p \in \mathcal{P}_i} s_{ip} / \tau
 
     Args:
-        temperature: Temperature :math:`\tau > 0`.
+        temperature: Temperature :math:`\tau > 0`, or a module that returns it, such as
+            :class:`~mmfuse.losses.LearnedTemperature`.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         symmetric: Whether to take the mean of both directions.
+        similarity: ``"cosine"`` or ``"dot"``.
+        same_id: Whether keys of the row's id are left out, ``"ignore"``, or ``"positive"``.
+        chunk_size: Rows in a chunk, ``"auto"``, or ``None`` for all at once.
+        gather: Whether the batch is spread over processes; or their process group.
 
     Shape:
         - query, positive_key: :math:`(B, D)`
         - negative_keys: :math:`(N, D)` or :math:`(B, N, D)`
         - ids, valid: :math:`(B)`
+        - key_ids, negative_valid: that of ``negative_keys`` without :math:`D`
         - output: scalar, or :math:`(B)` without reduction
 
     Raises:
@@ -122,17 +168,25 @@ class InfoNCELoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | nn.Module = 0.1,
         *,
         reduction: Reduction = "mean",
         symmetric: bool = False,
+        similarity: Similarity = "cosine",
+        same_id: SameId = "ignore",
+        chunk_size: int | Literal["auto"] | None = None,
+        gather: Any = False,
     ) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
-        check_choice("reduction", reduction, ("mean", "sum", "none"))
+        constant = 1.0 if isinstance(temperature, nn.Module) else temperature
+        _check_options(constant, reduction, similarity, same_id, chunk_size)
         self.temperature = temperature
         self.reduction: Reduction = reduction
         self.symmetric = symmetric
+        self.similarity: Similarity = similarity
+        self.same_id: SameId = same_id
+        self.chunk_size: int | Literal["auto"] | None = chunk_size
+        self.gather = gather
 
     def forward(
         self,
@@ -141,93 +195,88 @@ class InfoNCELoss(nn.Module):
         negative_keys: Tensor | None = None,  # (N, D) or (B, N, D)
         *,
         ids: Tensor | None = None,  # (B,)
+        key_ids: Tensor | None = None,  # (B,), or (N,) or (B, N)
         valid: Tensor | None = None,  # (B,)
+        negative_valid: Tensor | None = None,  # (N,) or (B, N)
     ) -> Tensor:  # () or (B,)
         """Return the loss; shapes are given in the class docstring."""
+        learned = self.temperature
         return info_nce(
             query,
             positive_key,
             negative_keys,
-            temperature=self.temperature,
+            temperature=learned() if isinstance(learned, nn.Module) else learned,
             reduction=self.reduction,
             ids=ids,
+            key_ids=key_ids,
             valid=valid,
+            negative_valid=negative_valid,
             symmetric=self.symmetric,
+            similarity=self.similarity,
+            same_id=self.same_id,
+            chunk_size=self.chunk_size,
+            gather=self.gather,
         )
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, reduction={self.reduction!r}, "
-            f"symmetric={self.symmetric}"
-        )
+        shown = [f"reduction={self.reduction!r}", f"symmetric={self.symmetric}"]
+        if not isinstance(self.temperature, nn.Module):
+            shown.insert(0, f"temperature={self.temperature}")
+        usual = {"similarity": "cosine", "same_id": "ignore", "chunk_size": None, "gather": False}
+        values = {name: getattr(self, name) for name in usual}
+        shown += [f"{name}={value!r}" for name, value in values.items() if value != usual[name]]
+        return ", ".join(shown)
 
 
-def _check_ids(ids: Tensor, rows: int) -> None:
-    check_shape("ids", ids, rows, leading=False)
-    if ids.is_floating_point() or ids.is_complex():
-        raise ValueError(f"Expected ids of an integer dtype, got {ids.dtype}.")
-
-
-def _unit(
-    vectors: Tensor,  # (..., D)
-    valid: Tensor | None,  # (...)
-    dtype: torch.dtype,
-) -> Tensor:  # (..., D)
-    """Unit vectors, of zeros where not valid."""
-    wide = vectors.to(dtype)
-    if valid is not None:
-        wide = torch.where(valid.unsqueeze(-1), wide, torch.zeros_like(wide))
-    return unit(wide)
-
-
-def _in_batch(
-    query: Tensor,  # (B, D)
-    key: Tensor,  # (B, D)
-    ids: Tensor | None,  # (B,)
-    valid: Tensor | None,  # (B,)
-    temperature: float,
-) -> Tensor:  # (B,)
-    dtype = at_least_float32(query, key)
-    logits = _unit(query, valid, dtype) @ _unit(key, valid, dtype).mT / temperature
-    rows = query.shape[0]
-    no_negative = torch.zeros(rows, rows, dtype=torch.bool, device=query.device)
-    if valid is not None:
-        no_negative = no_negative | ~valid
-    if ids is not None:
-        no_negative = no_negative | (ids.unsqueeze(1) == ids)
-    itself = torch.eye(rows, dtype=torch.bool, device=query.device)
-    logits = logits.masked_fill(no_negative & ~itself, -torch.inf)
-    return torch.logsumexp(logits, dim=-1) - logits.diagonal()
-
-
-def _explicit(
-    query: Tensor,  # (B, D)
-    key: Tensor,  # (B, D)
-    negative_keys: Tensor,  # (N, D) or (B, N, D)
-    valid: Tensor | None,  # (B,)
-    temperature: float,
-) -> Tensor:  # (B,)
-    rows, dim = query.shape
-    dtype = at_least_float32(query, key, negative_keys)
-    query, key = _unit(query, valid, dtype), _unit(key, valid, dtype)
-    positive = (query * key).sum(-1, keepdim=True)
-    if negative_keys.ndim == 3:
-        check_shape("negative_keys", negative_keys, rows, "N", dim, leading=False)
-        own = None if valid is None else valid.unsqueeze(-1).expand(negative_keys.shape[:-1])
-        negative = (_unit(negative_keys, own, dtype) @ query.unsqueeze(-1)).squeeze(-1)
+def _check_options(
+    temperature: float | Tensor,
+    reduction: str,
+    similarity: str,
+    same_id: str,
+    chunk_size: int | str | None,
+) -> None:
+    if isinstance(temperature, Tensor):  # whose value is data
+        if temperature.numel() != 1:
+            got = tuple(temperature.shape)
+            raise ValueError(f"Expected temperature of one element, got shape {got}.")
+        check_floating("temperature", temperature)
     else:
-        check_shape("negative_keys", negative_keys, "N", dim, leading=False)
-        negative = query @ _unit(negative_keys, None, dtype).mT
-    logits = torch.cat([positive, negative], dim=-1) / temperature
-    return torch.logsumexp(logits, dim=-1) - logits[:, 0]
+        check_positive(temperature=temperature)
+    check_reduction(reduction)
+    check_choice("similarity", similarity, ("cosine", "dot"))
+    check_choice("same_id", same_id, ("ignore", "positive"))
+    if isinstance(chunk_size, str):
+        check_choice("chunk_size", chunk_size, ("auto",))
+    elif chunk_size is not None:
+        check_positive(chunk_size=chunk_size)
 
 
-def _reduce(losses: Tensor, valid: Tensor | None, reduction: Reduction) -> Tensor:
+def _check_batch(query: Tensor, key: Tensor, ids: Tensor | None, valid: Tensor | None) -> None:
+    check_shape("query", query, "B", "D", leading=False)
+    check_shape("positive_key", key, *query.shape, leading=False)
+    if valid is not None:
+        check_mask("valid", valid, query.shape[:1])
+    if ids is not None:
+        check_ids("ids", ids, query.shape[0])
+
+
+def _scale(temperature: float | Tensor, dtype: torch.dtype) -> float | Tensor:
+    return temperature.reshape(()).to(dtype) if isinstance(temperature, Tensor) else temperature
+
+
+def _reduce(
+    losses: Tensor,  # (B,)
+    valid: Tensor | None,  # (B,)
+    reduction: Reduction,
+    those: Processes | None,
+) -> Tensor:
     if valid is not None:
         losses = torch.where(valid, losses, torch.zeros_like(losses))
     if reduction == "none":
         return losses
+    total = losses.sum() if those is None else those.total(losses.sum())
     if reduction == "sum":
-        return losses.sum()
-    count = losses.shape[0] if valid is None else valid.sum()
-    return losses.sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
+        return total
+    count = torch.tensor(losses.shape[0], device=losses.device) if valid is None else valid.sum()
+    count = count if those is None else those.total(count)
+    return total / count.clamp(min=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,34 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from mmfuse import Experts, MixtureOfExperts, SigmoidRouter, SlotRouter, SoftRouter, TopKRouter
 from mmfuse.experts import ExpertChoiceRouter, ExpertParallel
+from tests.processes import together
 
 DIM = 4
-
-
-def work(rank: int, processes: int, folder: str, task: Callable[..., Any], *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(f"{folder}/store", processes)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
-    torch.save(task(rank, *arguments), f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    # A thread of gloo that drops its last tensor while the interpreter shuts down aborts the
-    # process (pytorch/pytorch#190489): leave without a shutdown, all is written.
-    os._exit(0)
-
-
-def together(folder: Path, processes: int, task: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """What the task returns in each of several processes."""
-    given = (processes, str(folder), task, *arguments)
-    multiprocessing.spawn(work, given, nprocs=processes)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
 
 
 def mixture(num_experts: int, backend: str = "auto", kind: str = "top k") -> MixtureOfExperts:

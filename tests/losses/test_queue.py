@@ -235,3 +235,19 @@ def test_rejected_keys_leave_the_queue_as_it_was():
 
 def test_repr():
     assert repr(KeyQueue(5, 3)) == "KeyQueue(size=5, dim=3)"
+
+
+@given(sizes, sizes, batch_sizes, seeds)
+@few
+def test_a_queued_key_of_the_row_is_no_negative(size, dim, batches, seed):
+    queue = filled(size, dim, batches, seed)
+    query, key = torch.randn(2, 3, dim)
+    ids = torch.arange(3)
+    kept = [queue.keys()[queue.ids() != name] for name in ids]
+    losses = info_nce(
+        query, key, queue.keys(), ids=ids, key_ids=queue.ids(), reduction="none", temperature=0.5
+    )
+    for row, others in enumerate(kept):
+        one = slice(row, row + 1)
+        alone = info_nce(query[one], key[one], others, temperature=0.5)
+        torch.testing.assert_close(losses[row], alone)
