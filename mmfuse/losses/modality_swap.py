@@ -91,7 +91,9 @@ class ModalitySwapInfoNCE(nn.Module):
 
     Shape:
         - streams: :math:`(B, L, M, D)`
-        - encode: a function from :math:`(B, L, D)` and a modality index to :math:`(B, D)`
+        - encode: a function from :math:`(N, L, D)` and a modality index to :math:`(N, D)`. It is
+          called once for each modality, with its views of all pairs, one batch after another:
+          :math:`N` is :math:`B` times the number of pairs that the modality is in
         - valid: :math:`(B, L)`, boolean, false at padding
         - present: :math:`(B, L, M)`, boolean, true where observed
         - ids: :math:`(B)`; sequences of one id, say one target, are not each other's negatives
@@ -147,14 +149,18 @@ class ModalitySwapInfoNCE(nn.Module):
             streams = torch.where(present.unsqueeze(-1), streams, torch.zeros_like(streams))
         # an empty sum: zero, yet part of the graph where there is no pair
         total = streams[:0].sum(dtype=at_least_float32(streams))
-        for m, n in self._pairs(streams.shape[-2]):
-            both = _both(present, valid, m, n)
-            a, b = swap_modalities(
-                streams[..., m, :], streams[..., n, :], self.p, valid=both, generator=generator
-            )
+        pairs = self._pairs(streams.shape[-2])
+        meetings = [_both(present, valid, m, n) for m, n in pairs]
+        views: list[tuple[int, Tensor]] = []
+        for (m, n), both in zip(pairs, meetings, strict=True):
+            one, other = streams[..., m, :], streams[..., n, :]
+            a, b = swap_modalities(one, other, self.p, valid=both, generator=generator)
+            views += [(m, a), (n, b)]
+        encoded = _encode(encode, views)
+        for query, key, both in zip(encoded[::2], encoded[1::2], meetings, strict=True):
             total = total + info_nce(
-                encode(a, m),
-                encode(b, n),
+                query,
+                key,
                 temperature=self.temperature,
                 symmetric=self.symmetric,
                 ids=ids,
@@ -178,6 +184,24 @@ class ModalitySwapInfoNCE(nn.Module):
                 f"got {num_modalities}."
             )
         return self.pairs
+
+
+def _encode(
+    encode: Callable[[Tensor, int], Tensor],
+    views: Sequence[tuple[int, Tensor]],  # (B, L, D) each
+) -> list[Tensor]:  # (B, D) each
+    """Every view by the encoder of its modality, which is called once for all of them."""
+    results = [view for _, view in views]
+    for modality in sorted({m for m, _ in views}):
+        places = [place for place, (m, _) in enumerate(views) if m == modality]
+        encoded = encode(torch.cat([views[place][1] for place in places]), modality)
+        number, rows = len(places), views[0][1].shape[0]
+        if encoded.shape[:1] != (number * rows,):
+            raise ValueError(f"Expected {number * rows} rows of encode, got {encoded.shape[0]}.")
+        parts = encoded.reshape(number, rows, *encoded.shape[1:])
+        for place, part in zip(places, parts.unbind(0), strict=True):
+            results[place] = part
+    return results
 
 
 def _both(

@@ -201,18 +201,30 @@ def test_positions_are_swapped_independently():
 
 
 @pytest.mark.parametrize(
-    ("pairs", "calls"),
+    ("pairs", "views"),
     [
-        (None, [0, 1, 0, 2, 1, 2]),
-        ([(0, 1)], [0, 1]),
-        ([(2, 0), (1, 2)], [2, 0, 1, 2]),
-        ([], []),
+        (None, {0: 2, 1: 2, 2: 2}),
+        ([(0, 1)], {0: 1, 1: 1}),
+        ([(2, 0), (1, 2)], {0: 1, 1: 1, 2: 2}),
+        ([], {}),
     ],
 )
-def test_encodes_each_stream_of_each_pair_once_by_its_own_encoder(pairs, calls):
-    encode = Recorder()
-    ModalitySwapInfoNCE(pairs=pairs)(torch.randn(2, 5, 3, 4), encode)
-    assert encode.modalities == calls
+def test_encodes_the_views_of_a_modality_in_one_call(pairs, views):
+    """As many as the pairs that it is in, one batch after another."""
+    x, encode = torch.randn(2, 5, 3, 4), Recorder()
+    ModalitySwapInfoNCE(0.0, pairs=pairs)(x, encode)
+    assert encode.modalities == list(views)
+    for modality, stream in zip(encode.modalities, encode.streams, strict=True):
+        assert torch.equal(stream, x[:, :, modality].repeat(views[modality], 1, 1))
+
+
+def test_an_encoder_that_loses_rows_is_an_error():
+    with pytest.raises(ValueError, match=r"Expected 4 rows of encode, got 3\."):
+        ModalitySwapInfoNCE()(torch.randn(2, 5, 3, 4), lambda views, modality: views[1:].mean(1))
+
+
+def test_without_a_batch_it_is_zero():
+    assert ModalitySwapInfoNCE()(torch.zeros(0, 5, 3, 4), lambda views, m: views.mean(1)) == 0
 
 
 def test_encoders_see_the_other_modality_when_everything_is_swapped():
@@ -274,7 +286,8 @@ def test_padding_that_the_encoder_leaves_out_reaches_nothing(case):
     weights = encoder(case.x.shape[1])
 
     def encode(stream: Tensor, modality: int) -> Tensor:
-        return weights(torch.where(case.valid.unsqueeze(-1), stream, 0), modality)
+        valid = case.valid.repeat(len(stream) // len(case.valid), 1)  # of each view
+        return weights(torch.where(valid.unsqueeze(-1), stream, 0), modality)
 
     wanted = loss_and_gradient(case.x, encode, case.valid)
     dirty = with_nan(case.x, case.valid)

@@ -53,7 +53,10 @@ class Objective(nn.Module):
         last = last_position(batch.valid)
         loss: Tensor = self.swap(
             output.enriched.x,
-            lambda stream, modality: model.encode(stream, modality, last),
+            # a modality's views of all pairs come at once
+            lambda views, modality: model.encode(
+                views, modality, last.repeat(len(views) // len(last))
+            ),
             batch.valid,
             present=output.present,
             ids=batch.targets.gather(1, last.unsqueeze(1)).squeeze(1),
