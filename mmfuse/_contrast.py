@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -12,8 +14,11 @@ from mmfuse._precision import unit
 
 __all__ = [
     "Reduction",
+    "both_observed",
     "check_ids",
+    "check_pairs",
     "check_reduction",
+    "chosen_pairs",
     "masked_log_sum",
     "masked_unit",
     "reduce_rows",
@@ -72,3 +77,39 @@ def reduce_rows(losses: Tensor, counts: Tensor | None, reduction: Reduction) -> 
     if counts is None:
         return losses.sum() / max(losses.numel(), 1)
     return losses.sum() / counts.sum().clamp(min=1)
+
+
+def check_pairs(pairs: Sequence[tuple[int, int]] | None) -> None:
+    """Demand pairs of two different modalities; ``None`` stands for all."""
+    for pair in pairs or ():
+        indices = list(pair)
+        if len(indices) != 2 or indices[0] == indices[1] or min(indices) < 0:
+            raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
+
+
+def chosen_pairs(
+    pairs: Sequence[tuple[int, int]] | None, num_modalities: int
+) -> Sequence[tuple[int, int]]:
+    """The pairs, or all there are; each within the modalities."""
+    if pairs is None:
+        return tuple(combinations(range(num_modalities), 2))
+    largest = max([-1, *(index for pair in pairs for index in pair)])
+    if largest >= num_modalities:
+        raise ValueError(
+            f"Expected streams of at least {largest + 1} modalities for pairs {tuple(pairs)}, "
+            f"got {num_modalities}."
+        )
+    return pairs
+
+
+def both_observed(
+    present: Tensor | None,  # (..., M)
+    valid: Tensor | None,  # (...)
+    m: int,
+    n: int,
+) -> Tensor | None:  # (...)
+    """Where both modalities are observed; ``None`` where nothing is missing."""
+    if present is None:
+        return valid
+    both = present[..., m] & present[..., n]
+    return both if valid is None else both & valid

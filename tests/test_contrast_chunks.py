@@ -172,7 +172,8 @@ def test_gradcheck(both, positives):
 def test_operator_keeps_the_rules_of_torch():
     rows, columns = (x.requires_grad_() for x in torch.randn(2, 4, 3))
     for both in (False, True):
-        torch.library.opcheck(torch.ops.mmfuse.contrast, (rows, columns, *PAIRS, both, 3))
+        found = torch.library.opcheck(torch.ops.mmfuse.contrast, (rows, columns, *PAIRS, both, 3))
+        assert set(found.values()) == {"SUCCESS"}
 
 
 def test_is_differentiable_once():

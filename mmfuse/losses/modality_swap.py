@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_mask, check_positive, check_probability, check_shape
+from mmfuse._contrast import both_observed, check_pairs, chosen_pairs
 from mmfuse._precision import at_least_float32
 from mmfuse.losses.info_nce import info_nce
 
@@ -121,10 +121,7 @@ class ModalitySwapInfoNCE(nn.Module):
         super().__init__()
         check_probability(p=p)
         check_positive(temperature=temperature)
-        for pair in pairs or ():
-            indices = list(pair)
-            if len(indices) != 2 or indices[0] == indices[1] or min(indices) < 0:
-                raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
+        check_pairs(pairs)
         self.p = p
         self.pairs = None if pairs is None else tuple((m, n) for m, n in pairs)
         self.temperature = temperature
@@ -149,8 +146,8 @@ class ModalitySwapInfoNCE(nn.Module):
             streams = torch.where(present.unsqueeze(-1), streams, torch.zeros_like(streams))
         # an empty sum: zero, yet part of the graph where there is no pair
         total = streams[:0].sum(dtype=at_least_float32(streams))
-        pairs = self._pairs(streams.shape[-2])
-        meetings = [_both(present, valid, m, n) for m, n in pairs]
+        pairs = chosen_pairs(self.pairs, streams.shape[-2])
+        meetings = [both_observed(present, valid, m, n) for m, n in pairs]
         views: list[tuple[int, Tensor]] = []
         for (m, n), both in zip(pairs, meetings, strict=True):
             one, other = streams[..., m, :], streams[..., n, :]
@@ -174,17 +171,6 @@ class ModalitySwapInfoNCE(nn.Module):
             f"symmetric={self.symmetric}"
         )
 
-    def _pairs(self, num_modalities: int) -> Sequence[tuple[int, int]]:
-        if self.pairs is None:
-            return tuple(combinations(range(num_modalities), 2))
-        largest = max([-1, *(index for pair in self.pairs for index in pair)])
-        if largest >= num_modalities:
-            raise ValueError(
-                f"Expected streams of at least {largest + 1} modalities for pairs {self.pairs}, "
-                f"got {num_modalities}."
-            )
-        return self.pairs
-
 
 def _encode(
     encode: Callable[[Tensor, int], Tensor],
@@ -202,16 +188,3 @@ def _encode(
         for place, part in zip(places, parts.unbind(0), strict=True):
             results[place] = part
     return results
-
-
-def _both(
-    present: Tensor | None,  # (B, L, M)
-    valid: Tensor | None,  # (B, L)
-    m: int,
-    n: int,
-) -> Tensor | None:  # (B, L)
-    """Where both modalities are observed; ``None`` where nothing is missing."""
-    if present is None:
-        return valid
-    both = present[..., m] & present[..., n]
-    return both if valid is None else both & valid

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import combinations
 
 import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_mask, check_positive, check_shape
-from mmfuse._contrast import Reduction, check_reduction
+from mmfuse._contrast import (
+    Reduction,
+    both_observed,
+    check_pairs,
+    check_reduction,
+    chosen_pairs,
+)
 from mmfuse._precision import at_least_float32
 from mmfuse.losses.info_nce import info_nce
 
@@ -77,17 +82,17 @@ def multiway_info_nce(
     check_shape("streams", streams, "B", "M", "D", leading=False)
     check_positive(temperature=temperature)
     check_reduction(reduction)
-    _check_pairs(pairs, weights)
+    _check_pairs_and_weights(pairs, weights)
     rows, modalities = streams.shape[:2]
     if present is not None:
         check_mask("present", present, (rows, modalities))
     if valid is not None:
         check_mask("valid", valid, (rows,))
-    chosen = _pairs(pairs, modalities)
+    chosen = chosen_pairs(pairs, modalities)
     _check_weights(weights, len(chosen))
     losses, counts = [], []
     for m, n in chosen:
-        both = _both(present, valid, m, n)
+        both = both_observed(present, valid, m, n)
         one, other = streams[:, m], streams[:, n]
         losses.append(
             info_nce(one, other, temperature=temperature, ids=ids, valid=both, symmetric=symmetric)
@@ -141,7 +146,7 @@ class MultiwayInfoNCELoss(nn.Module):
         super().__init__()
         check_positive(temperature=temperature)
         check_reduction(reduction)
-        _check_pairs(pairs, weights)
+        _check_pairs_and_weights(pairs, weights)
         self.temperature = temperature
         self.pairs = None if pairs is None else tuple((m, n) for m, n in pairs)
         self.weights = None if weights is None else tuple(weights)
@@ -176,11 +181,8 @@ class MultiwayInfoNCELoss(nn.Module):
         )
 
 
-def _check_pairs(pairs: Sequence[Pair] | None, weights: Sequence[float] | None) -> None:
-    for pair in pairs or ():
-        indices = list(pair)
-        if len(indices) != 2 or indices[0] == indices[1] or min(indices) < 0:
-            raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
+def _check_pairs_and_weights(pairs: Sequence[Pair] | None, weights: Sequence[float] | None) -> None:
+    check_pairs(pairs)
     for weight in weights or ():
         if not weight >= 0:
             raise ValueError(f"Expected weights >= 0, got {weight}.")
@@ -191,31 +193,6 @@ def _check_pairs(pairs: Sequence[Pair] | None, weights: Sequence[float] | None) 
 def _check_weights(weights: Sequence[float] | None, number: int) -> None:
     if weights is not None and len(weights) != number:
         raise ValueError(f"Expected one weight for each of {number} pairs, got {len(weights)}.")
-
-
-def _pairs(pairs: Sequence[Pair] | None, modalities: int) -> Sequence[Pair]:
-    if pairs is None:
-        return tuple(combinations(range(modalities), 2))
-    largest = max([-1, *(index for pair in pairs for index in pair)])
-    if largest >= modalities:
-        raise ValueError(
-            f"Expected streams of at least {largest + 1} modalities for pairs {tuple(pairs)}, "
-            f"got {modalities}."
-        )
-    return pairs
-
-
-def _both(
-    present: Tensor | None,  # (B, M)
-    valid: Tensor | None,  # (B,)
-    m: int,
-    n: int,
-) -> Tensor | None:  # (B,)
-    """Rows that have both modalities; ``None`` where nothing is missing."""
-    if present is None:
-        return valid
-    both = present[:, m] & present[:, n]
-    return both if valid is None else both & valid
 
 
 def _over_pairs(
