@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_choice, check_floating, check_mask, check_positive, check_shape
-from mmfuse._contrast import Reduction, check_ids, check_reduction
+from mmfuse._contrast import Reduction, check_ids, check_reduction, reduce_rows
 from mmfuse._contrast_chunks import Pairs
 from mmfuse._contrast_pairs import check_negatives, from_summary, in_batch, prepare, to_explicit
 from mmfuse._precision import at_least_float32, without_autocast
@@ -270,13 +270,11 @@ def _reduce(
     reduction: Reduction,
     those: Processes | None,
 ) -> Tensor:
-    if valid is not None:
-        losses = torch.where(valid, losses, torch.zeros_like(losses))
-    if reduction == "none":
-        return losses
-    total = losses.sum() if those is None else those.total(losses.sum())
+    """Over the rows of all processes, if there are several."""
+    if those is None or reduction == "none":
+        return reduce_rows(losses, valid, reduction)
+    total = those.total(reduce_rows(losses, valid, "sum"))
     if reduction == "sum":
         return total
     count = torch.tensor(losses.shape[0], device=losses.device) if valid is None else valid.sum()
-    count = count if those is None else those.total(count)
-    return total / count.clamp(min=1)
+    return total / those.total(count).clamp(min=1)
