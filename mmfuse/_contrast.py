@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mmfuse._checks import check_choice, check_shape
+from mmfuse._checks import check_choice, check_floating, check_positive, check_shape
 from mmfuse._precision import unit
 
 __all__ = [
     "Reduction",
     "both_observed",
     "check_ids",
+    "check_info_nce",
     "check_pairs",
     "check_reduction",
     "chosen_pairs",
@@ -30,6 +31,30 @@ Reduction = Literal["mean", "sum", "none"]
 def check_reduction(reduction: str) -> None:
     """Demand one of the three reductions."""
     check_choice("reduction", reduction, ("mean", "sum", "none"))
+
+
+def check_info_nce(
+    temperature: float | Tensor,
+    reduction: str,
+    similarity: str,
+    same_id: str,
+    chunk_size: int | str | None,
+) -> None:
+    """Demand options within their range."""
+    if isinstance(temperature, Tensor):  # whose value is data
+        if temperature.numel() != 1:
+            got = tuple(temperature.shape)
+            raise ValueError(f"Expected temperature of one element, got shape {got}.")
+        check_floating("temperature", temperature)
+    else:
+        check_positive(temperature=temperature)
+    check_reduction(reduction)
+    check_choice("similarity", similarity, ("cosine", "dot"))
+    check_choice("same_id", same_id, ("ignore", "positive"))
+    if isinstance(chunk_size, str):
+        check_choice("chunk_size", chunk_size, ("auto",))
+    elif chunk_size is not None:
+        check_positive(chunk_size=chunk_size)
 
 
 def check_ids(name: str, ids: Tensor, *shape: int | str) -> None:

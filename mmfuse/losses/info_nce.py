@@ -7,8 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_choice, check_floating, check_mask, check_positive, check_shape
-from mmfuse._contrast import Reduction, check_ids, check_reduction, reduce_rows
+from mmfuse._checks import check_mask, check_shape
+from mmfuse._contrast import Reduction, check_ids, check_info_nce, reduce_rows
 from mmfuse._contrast_chunks import Pairs
 from mmfuse._contrast_pairs import check_negatives, from_summary, in_batch, prepare, to_explicit
 from mmfuse._precision import at_least_float32, without_autocast
@@ -100,7 +100,7 @@ def info_nce(
         >>> info_nce(query, query, temperature=1.0)  # log(1 + exp(0 - 1))
         tensor(0.3133)
     """
-    _check_options(temperature, reduction, similarity, same_id, chunk_size)
+    check_info_nce(temperature, reduction, similarity, same_id, chunk_size)
     _check_batch(query, positive_key, ids, valid)
     check_negatives(query, negative_keys, ids, key_ids, negative_valid, symmetric)
     given = [] if negative_keys is None else [negative_keys]
@@ -179,7 +179,7 @@ class InfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         constant = 1.0 if isinstance(temperature, nn.Module) else temperature
-        _check_options(constant, reduction, similarity, same_id, chunk_size)
+        check_info_nce(constant, reduction, similarity, same_id, chunk_size)
         self.temperature = temperature
         self.reduction: Reduction = reduction
         self.symmetric = symmetric
@@ -226,29 +226,6 @@ class InfoNCELoss(nn.Module):
         values = {name: getattr(self, name) for name in usual}
         shown += [f"{name}={value!r}" for name, value in values.items() if value != usual[name]]
         return ", ".join(shown)
-
-
-def _check_options(
-    temperature: float | Tensor,
-    reduction: str,
-    similarity: str,
-    same_id: str,
-    chunk_size: int | str | None,
-) -> None:
-    if isinstance(temperature, Tensor):  # whose value is data
-        if temperature.numel() != 1:
-            got = tuple(temperature.shape)
-            raise ValueError(f"Expected temperature of one element, got shape {got}.")
-        check_floating("temperature", temperature)
-    else:
-        check_positive(temperature=temperature)
-    check_reduction(reduction)
-    check_choice("similarity", similarity, ("cosine", "dot"))
-    check_choice("same_id", same_id, ("ignore", "positive"))
-    if isinstance(chunk_size, str):
-        check_choice("chunk_size", chunk_size, ("auto",))
-    elif chunk_size is not None:
-        check_positive(chunk_size=chunk_size)
 
 
 def _check_batch(query: Tensor, key: Tensor, ids: Tensor | None, valid: Tensor | None) -> None:

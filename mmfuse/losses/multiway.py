@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_mask, check_positive, check_shape
+from mmfuse._checks import check_mask, check_shape
 from mmfuse._contrast import (
     Reduction,
     both_observed,
+    check_info_nce,
     check_pairs,
     check_reduction,
     chosen_pairs,
 )
 from mmfuse._precision import at_least_float32
-from mmfuse.losses.info_nce import info_nce
+from mmfuse._processes import processes
+from mmfuse.losses.info_nce import InfoNCELoss, SameId, Similarity, info_nce
 
 __all__ = ["MultiwayInfoNCELoss", "multiway_info_nce"]
 
@@ -27,13 +31,17 @@ def multiway_info_nce(
     streams: Tensor,  # (B, M, D)
     present: Tensor | None = None,  # (B, M)
     *,
-    temperature: float = 0.1,
+    temperature: float | Tensor = 0.1,
     pairs: Sequence[Pair] | None = None,
     weights: Sequence[float] | None = None,
     reduction: Reduction = "mean",
     ids: Tensor | None = None,  # (B,)
     valid: Tensor | None = None,  # (B,)
     symmetric: bool = True,
+    similarity: Similarity = "cosine",
+    same_id: SameId = "ignore",
+    chunk_size: int | Literal["auto"] | None = None,
+    gather: Any = False,
 ) -> Tensor:  # () or (P,)
     r"""InfoNCE over all pairs of modalities (:cite:`tian2020cmc`, the full graph).
 
@@ -48,7 +56,7 @@ def multiway_info_nce(
     Args:
         streams: One vector a row and modality.
         present: Boolean, true where observed; ``None`` means everywhere.
-        temperature: Temperature of the InfoNCE.
+        temperature: Temperature of the InfoNCE; a tensor of one element may be learned.
         pairs: Pairs of modality indices, query first; ``None`` means all, smaller index first.
         weights: One weight a pair, not negative; ``None`` weighs all alike.
         reduction: ``"mean"`` over the pairs that have a row, the weighted ``"sum"``, or
@@ -57,6 +65,11 @@ def multiway_info_nce(
         valid: Boolean; a row that is not valid takes part in no pair. Where no pair has a row the
             loss is zero and still part of the graph.
         symmetric: Whether each pair takes the mean of both directions.
+        similarity: As in :func:`info_nce`, like all that follow.
+        same_id: What rows of one id are to each other.
+        chunk_size: Rows whose similarities exist at a time.
+        gather: Whether the rows of all processes are one batch. A pair counts where any of them
+            has a row of it.
 
     Shape:
         - streams: :math:`(B, M, D)`
@@ -68,9 +81,8 @@ def multiway_info_nce(
         The loss, in float32 at least.
 
     Raises:
-        ValueError: If shapes disagree, ``temperature`` is not positive, a pair is not one of two
-            different modalities, ``weights`` are negative or not one a pair, or ``reduction`` is
-            unknown.
+        ValueError: If shapes disagree, an option of the InfoNCE is out of range, a pair is not one
+            of two different modalities, or ``weights`` are negative or not one a pair.
 
     Example:
         >>> streams = torch.eye(2).unsqueeze(1).expand(2, 3, 2)  # three modalities that agree
@@ -79,30 +91,19 @@ def multiway_info_nce(
         >>> multiway_info_nce(streams, temperature=1.0, reduction="none")
         tensor([0.3133, 0.3133, 0.3133])
     """
-    check_shape("streams", streams, "B", "M", "D", leading=False)
-    check_positive(temperature=temperature)
-    check_reduction(reduction)
+    check_info_nce(temperature, reduction, similarity, same_id, chunk_size)
     _check_pairs_and_weights(pairs, weights)
-    rows, modalities = streams.shape[:2]
-    if present is not None:
-        check_mask("present", present, (rows, modalities))
-    if valid is not None:
-        check_mask("valid", valid, (rows,))
-    chosen = chosen_pairs(pairs, modalities)
-    _check_weights(weights, len(chosen))
-    losses, counts = [], []
-    for m, n in chosen:
-        both = both_observed(present, valid, m, n)
-        one, other = streams[:, m], streams[:, n]
-        losses.append(
-            info_nce(one, other, temperature=temperature, ids=ids, valid=both, symmetric=symmetric)
-        )
-        counts.append(one.new_tensor(rows > 0, dtype=torch.bool) if both is None else both.any())
-    # without a pair an empty sum: zero, yet part of the graph
-    nothing = streams[:0].sum(dtype=at_least_float32(streams)).expand(0)
-    each = torch.stack(losses) if losses else nothing
-    there = torch.stack(counts) if counts else torch.zeros_like(nothing, dtype=torch.bool)
-    return _over_pairs(each, there, weights, reduction)
+    contrast = partial(
+        info_nce,
+        temperature=temperature,
+        symmetric=symmetric,
+        similarity=similarity,
+        same_id=same_id,
+        chunk_size=chunk_size,
+        gather=gather,
+    )
+    losses, count = _each_pair(streams, present, ids, valid, contrast, pairs, gather)
+    return _over_pairs(losses, count > 0, weights, reduction)
 
 
 class MultiwayInfoNCELoss(nn.Module):
@@ -113,11 +114,15 @@ class MultiwayInfoNCELoss(nn.Module):
         \mathbf{x}_{\cdot m}, \mathbf{x}_{\cdot n})}{\sum_{(m, n)} w_{mn}}
 
     Args:
-        temperature: Temperature of the InfoNCE.
+        temperature: Temperature of the InfoNCE, or a module that returns it.
         pairs: Pairs of modality indices, query first; ``None`` means all, smaller index first.
         weights: One weight a pair, not negative; ``None`` weighs all alike.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``, over the pairs.
         symmetric: Whether each pair takes the mean of both directions.
+        similarity: ``"cosine"`` or ``"dot"``.
+        same_id: Whether keys of the row's id are left out, ``"ignore"``, or ``"positive"``.
+        chunk_size: Rows in a chunk, ``"auto"``, or ``None`` for all at once.
+        gather: Whether the batch is spread over processes; or their process group.
 
     Shape:
         - streams: :math:`(B, M, D)`
@@ -136,22 +141,31 @@ class MultiwayInfoNCELoss(nn.Module):
 
     def __init__(
         self,
-        temperature: float = 0.1,
+        temperature: float | nn.Module = 0.1,
         *,
         pairs: Sequence[Pair] | None = None,
         weights: Sequence[float] | None = None,
         reduction: Reduction = "mean",
         symmetric: bool = True,
+        similarity: Similarity = "cosine",
+        same_id: SameId = "ignore",
+        chunk_size: int | Literal["auto"] | None = None,
+        gather: Any = False,
     ) -> None:
         super().__init__()
-        check_positive(temperature=temperature)
         check_reduction(reduction)
         _check_pairs_and_weights(pairs, weights)
-        self.temperature = temperature
         self.pairs = None if pairs is None else tuple((m, n) for m, n in pairs)
         self.weights = None if weights is None else tuple(weights)
         self.reduction: Reduction = reduction
-        self.symmetric = symmetric
+        self.contrast = InfoNCELoss(
+            temperature,
+            symmetric=symmetric,
+            similarity=similarity,
+            same_id=same_id,
+            chunk_size=chunk_size,
+            gather=gather,
+        )
 
     def forward(
         self,
@@ -162,23 +176,41 @@ class MultiwayInfoNCELoss(nn.Module):
         valid: Tensor | None = None,  # (B,)
     ) -> Tensor:  # () or (P,)
         """Return the loss; shapes are given in the class docstring."""
-        return multiway_info_nce(
-            streams,
-            present,
-            temperature=self.temperature,
-            pairs=self.pairs,
-            weights=self.weights,
-            reduction=self.reduction,
-            ids=ids,
-            valid=valid,
-            symmetric=self.symmetric,
-        )
+        contrast, gather = self.contrast, self.contrast.gather
+        losses, count = _each_pair(streams, present, ids, valid, contrast, self.pairs, gather)
+        return _over_pairs(losses, count > 0, self.weights, self.reduction)
 
     def extra_repr(self) -> str:
-        return (
-            f"temperature={self.temperature}, pairs={self.pairs}, weights={self.weights}, "
-            f"reduction={self.reduction!r}, symmetric={self.symmetric}"
-        )
+        return f"pairs={self.pairs}, weights={self.weights}, reduction={self.reduction!r}"
+
+
+def _each_pair(  # noqa: PLR0917 - in the order of the arguments
+    streams: Tensor,  # (B, M, D)
+    present: Tensor | None,  # (B, M)
+    ids: Tensor | None,  # (B,)
+    valid: Tensor | None,  # (B,)
+    contrast: Callable[..., Tensor],
+    pairs: Sequence[Pair] | None,
+    gather: Any,
+) -> tuple[Tensor, Tensor]:  # (P,), (P,)
+    """The loss of each pair, and how many rows have it."""
+    check_shape("streams", streams, "B", "M", "D", leading=False)
+    rows, modalities = streams.shape[:2]
+    if present is not None:
+        check_mask("present", present, (rows, modalities))
+    if valid is not None:
+        check_mask("valid", valid, (rows,))
+    losses, counts = [], []
+    for m, n in chosen_pairs(pairs, modalities):
+        both = both_observed(present, valid, m, n)
+        losses.append(contrast(streams[:, m], streams[:, n], ids=ids, valid=both))
+        counts.append(torch.tensor(rows, device=streams.device) if both is None else both.sum())
+    if not losses:  # an empty sum: zero, yet part of the graph
+        nothing = streams[:0].sum(dtype=at_least_float32(streams)).expand(0)
+        return nothing, nothing.detach()
+    count = torch.stack(counts)
+    those = processes(gather, streams)
+    return torch.stack(losses), count if those is None else those.total(count)
 
 
 def _check_pairs_and_weights(pairs: Sequence[Pair] | None, weights: Sequence[float] | None) -> None:
@@ -201,6 +233,7 @@ def _over_pairs(
     weights: Sequence[float] | None,
     reduction: Reduction,
 ) -> Tensor:  # () or (P,)
+    _check_weights(weights, len(losses))
     if reduction == "none":
         return losses
     weight = losses.new_tensor(weights or [1.0] * len(losses)) * there

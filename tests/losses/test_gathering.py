@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmfuse import InfoNCELoss
-from mmfuse.losses import LearnedTemperature, all_gather_rows
+from mmfuse import InfoNCELoss, ModalitySwapInfoNCE
+from mmfuse.losses import LearnedTemperature, MultiwayInfoNCELoss, all_gather_rows
 from tests.processes import together
 
 DIM = 3
@@ -111,6 +111,32 @@ def in_one_process(name: str, sizes: list[int]) -> tuple[Tensor, dict[str, Tenso
     return results(Towers(**LOSSES[name][0]), whole)
 
 
+def modalities(sizes: list[int]) -> list[tuple[Tensor, Tensor]]:
+    """Streams of three modalities, of which some process has no row with the last one."""
+    torch.manual_seed(2)
+    streams = torch.randn(sum(sizes), 3, DIM, dtype=torch.float64)
+    present = torch.rand(sum(sizes), 3) < 0.7
+    present[: sizes[0], 2] = False
+    return list(zip(streams.split(sizes), present.split(sizes), strict=True))
+
+
+def over_pairs(streams: Tensor, present: Tensor, gather: bool) -> dict[str, Any]:
+    """Losses over pairs of modalities, and the gradients of what leads to them."""
+    found = {}
+    for reduction in ("mean", "none"):
+        scale = torch.ones(3, DIM, dtype=torch.float64, requires_grad=True)
+        multiway = MultiwayInfoNCELoss(reduction=reduction, chunk_size=2, gather=gather)
+        loss = multiway(streams * scale, present)
+        loss.sum().backward()
+        found[reduction] = loss.detach(), scale.grad
+    scale = torch.ones(3, DIM, dtype=torch.float64, requires_grad=True)
+    swap = ModalitySwapInfoNCE(1.0, symmetric=True, gather=gather)
+    loss = swap(streams, lambda views, m: views * scale[m], present=present)
+    loss.backward()
+    found["swap"] = loss.detach(), scale.grad
+    return found
+
+
 def work(rank: int, cases: list[tuple[str, list[int]]]) -> dict[str, Any]:
     """Everything, in one start of the processes: to start takes longest."""
     found: dict[str, Any] = {}
@@ -129,6 +155,12 @@ def work(rank: int, cases: list[tuple[str, list[int]]]) -> dict[str, Any]:
     part = batch("plain", [2] * number)[rank]
     each = InfoNCELoss(gather=dist.group.WORLD, reduction="none")(*part.values())
     found["none"] = each
+    for sizes in SIZES[number]:
+        losses = over_pairs(*modalities(sizes)[rank], gather=True)
+        for _, gradient in losses.values():  # as data-parallel training does
+            dist.all_reduce(gradient)
+            gradient.div_(number)
+        found[f"pairs {sizes}"] = losses
     return found
 
 
@@ -176,6 +208,16 @@ def test_without_reduction_each_process_has_its_own_rows(found, number):
     whole = [torch.cat([part[name] for part in parts]) for name in ("query", "key")]
     wanted = InfoNCELoss(reduction="none")(*whole)
     torch.testing.assert_close(torch.cat([result["none"] for result in found[number]]), wanted)
+
+
+@pytest.mark.parametrize("sizes", [sizes for number in SIZES for sizes in SIZES[number]], ids=str)
+def test_losses_over_pairs_are_those_of_one_process(found, sizes):
+    """The mean over the pairs that some process has, also where another has none of them."""
+    parts = modalities(sizes)
+    whole = [torch.cat(part) for part in zip(*parts, strict=True)]
+    wanted = over_pairs(*whole, gather=False)
+    for result in found[len(sizes)]:
+        torch.testing.assert_close(result[f"pairs {sizes}"], wanted)
 
 
 def test_alone_nothing_happens():

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmfuse import ModalitySwapInfoNCE, info_nce, swap_modalities
+from mmfuse.losses import LearnedTemperature
 from mmfuse.testing import assert_block_contract
 from tests.references import naive_info_nce
 from tests.strategies import Sequences, seeds, sequences, sizes, with_nan
@@ -57,13 +58,19 @@ class Recorder:
 
 
 def naive_swap(
-    a: Tensor, b: Tensor, draws: Tensor, p: float, allowed: Tensor
+    a: Tensor, b: Tensor, p: float, exact: bool, allowed: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Walk over sequences and positions; exchange where the draw is below p."""
+    """Walk over sequences and positions; exchange where the draw is below p, or the smallest."""
     a, b = a.clone(), b.clone()
+    draws = torch.rand(a.shape[:2], generator=generator).tolist()
+    odd = torch.rand(a.shape[0], generator=generator).tolist() if exact else []
     for row in range(a.shape[0]):
-        for position in range(a.shape[1]):
-            if allowed[row, position] and draws[row, position] < p:
+        places = [place for place in range(a.shape[1]) if allowed[row, place]]
+        if exact:
+            places.sort(key=draws[row].__getitem__)
+            places = places[: math.floor(p * len(places) + odd[row])]
+        for position in places:
+            if exact or draws[row][position] < p:
                 kept = a[row, position].clone()
                 a[row, position] = b[row, position]
                 b[row, position] = kept
@@ -82,14 +89,13 @@ def naive_loss(
     x = torch.where(case.present.unsqueeze(-1), case.x, 0)
     for m, n in loss.pairs or combinations(range(x.shape[2]), 2):
         both = case.present[..., m] & case.present[..., n] & case.valid
-        draws = torch.rand(both.shape, generator=generator)
-        a, b = naive_swap(x[:, :, m], x[:, :, n], draws, loss.p, both)
+        a, b = naive_swap(x[:, :, m], x[:, :, n], loss.p, loss.exact, both, generator)
         q, k = encode(a, m).tolist(), encode(b, n).tolist()
         rows = [row for row in range(len(q)) if both[row].any()]
-        total += naive_mean(q, k, ids, rows, loss.temperature)
-        if loss.symmetric:
-            total += naive_mean(k, q, ids, rows, loss.temperature)
-    return total / 2 if loss.symmetric else total
+        total += naive_mean(q, k, ids, rows, loss.contrast.temperature)
+        if loss.contrast.symmetric:
+            total += naive_mean(k, q, ids, rows, loss.contrast.temperature)
+    return total / 2 if loss.contrast.symmetric else total
 
 
 def naive_mean(
@@ -100,25 +106,25 @@ def naive_mean(
     return sum(losses) / max(len(rows), 1)
 
 
-@given(batches, shares, st.booleans(), st.booleans(), st.sampled_from([None, ((1, 0),)]))
+@given(batches, shares, *[st.booleans()] * 3, st.sampled_from([None, ((1, 0),)]))
 @settings(max_examples=40)
-def test_matches_naive(case, p, symmetric, shared_ids, pairs):
+def test_matches_naive(case, p, exact, symmetric, shared_ids, pairs):
     rows = case.x.shape[0]
     ids = torch.randint(2, (rows,)) if shared_ids else torch.arange(rows)
     encode = encoder(case.x.shape[1])
-    loss = ModalitySwapInfoNCE(p, pairs=pairs, temperature=0.5, symmetric=symmetric)
+    loss = ModalitySwapInfoNCE(p, exact=exact, pairs=pairs, temperature=0.5, symmetric=symmetric)
     result = loss(case.x, encode, case.valid, present=case.present, ids=ids, generator=seeded())
     wanted = naive_loss(case, encode, ids.tolist(), loss, seeded())
     torch.testing.assert_close(result, torch.tensor(wanted, dtype=torch.float64))
 
 
-@given(batches, shares, seeds)
+@given(batches, shares, st.booleans(), seeds)
 @few
-def test_swap_matches_naive(case, p, seed):
+def test_swap_matches_naive(case, p, exact, seed):
     a, b = case.x[:, :, 0], case.x[:, :, 1]
-    draws = torch.rand(a.shape[:2], generator=seeded(seed))
-    result = swap_modalities(a, b, p, valid=case.valid, generator=seeded(seed))
-    for got, want in zip(result, naive_swap(a, b, draws, p, case.valid), strict=True):
+    result = swap_modalities(a, b, p, exact=exact, valid=case.valid, generator=seeded(seed))
+    wanted = naive_swap(a, b, p, exact, case.valid, seeded(seed))
+    for got, want in zip(result, wanted, strict=True):
         assert torch.equal(got, want)
 
 
@@ -197,6 +203,25 @@ def test_positions_are_swapped_independently():
     assert (correlation - torch.eye(3)).abs().max() < 4 / math.sqrt(10_000)
 
 
+@pytest.mark.parametrize("p", [0.0, 0.25, 0.5, 1.0])
+def test_exact_share_is_the_share_of_every_row(p):
+    a, b = two_streams(50, 8)
+    valid = torch.arange(8) < 4 * torch.randint(3, (50, 1))  # none, four or eight positions
+    swapped = swap_modalities(a, b, p, exact=True, valid=valid)[0].squeeze(-1)
+    assert torch.equal(swapped.sum(-1), p * valid.sum(-1))
+    assert not swapped[~valid].any()
+
+
+def test_exact_share_of_an_odd_row_is_right_in_the_mean():
+    """Half of five is two or three, each as often, and every position swaps as often as another."""
+    a, b = two_streams(20_000, 5)
+    swapped = swap_modalities(a, b, exact=True, generator=seeded())[0].squeeze(-1)
+    number = swapped.sum(-1)
+    assert set(number.tolist()) == {2.0, 3.0}
+    assert abs(number.mean() - 2.5) < 0.02  # deviates by .0035
+    torch.testing.assert_close(swapped.mean(0), torch.full((5,), 0.5), atol=0.02, rtol=0)
+
+
 # -- properties of the loss -----------------------------------------------------------------------
 
 
@@ -225,6 +250,49 @@ def test_an_encoder_that_loses_rows_is_an_error():
 
 def test_without_a_batch_it_is_zero():
     assert ModalitySwapInfoNCE()(torch.zeros(0, 5, 3, 4), lambda views, m: views.mean(1)) == 0
+
+
+@given(batches, shares, st.booleans())
+@few
+def test_without_sequences_rows_are_the_positions(case, p, exact):
+    """The same draws as for one sequence of these rows, each of which is then a row again."""
+    x, present, valid = case.x[:, 0], case.present[:, 0], case.valid[:, 0]
+    weights = torch.randn(5, x.shape[-1], dtype=torch.float64)
+    ids = torch.randint(3, valid.shape)
+    loss = ModalitySwapInfoNCE(p, exact=exact, temperature=0.5)
+    got = loss(
+        x,
+        lambda views, modality: views * weights[modality],
+        valid,
+        present=present,
+        ids=ids,
+        generator=seeded(),
+    )
+    wanted, generator = torch.zeros((), dtype=torch.float64), seeded()
+    x = torch.where(present.unsqueeze(-1), x, 0)
+    for m, n in combinations(range(x.shape[1]), 2):
+        both = present[:, m] & present[:, n] & valid
+        one, other = x[None, :, m], x[None, :, n]
+        a, b = naive_swap(one, other, p, exact, both[None], generator)
+        q, k = a[0] * weights[m], b[0] * weights[n]
+        rows = both.nonzero().flatten().tolist()
+        wanted += naive_mean(q.tolist(), k.tolist(), ids.tolist(), rows, 0.5)
+    torch.testing.assert_close(got, wanted)
+
+
+def test_takes_the_options_of_the_contrast():
+    """A learned temperature, other similarity, positives by id and chunks: as InfoNCE has them."""
+    x, encode = torch.randn(6, 5, 2, 3), encoder(5)
+    ids = torch.tensor([0, 1, 0, 2, 1, 0])
+    temperature = LearnedTemperature(0.3)
+    options = {"similarity": "dot", "same_id": "positive", "chunk_size": 4, "symmetric": True}
+    loss = ModalitySwapInfoNCE(0.0, temperature=temperature, **options)
+    got = loss(x, encode, ids=ids)
+    one, other = encode(x[:, :, 0], 0), encode(x[:, :, 1], 1)
+    torch.testing.assert_close(got, info_nce(one, other, temperature=0.3, ids=ids, **options))
+    got.backward()
+    assert [name for name, _ in loss.named_parameters()] == ["contrast.temperature.log_temperature"]
+    assert temperature.log_temperature.grad != 0
 
 
 def test_encoders_see_the_other_modality_when_everything_is_swapped():
@@ -406,13 +474,15 @@ def test_rejects_bad_hyperparameters(options, message):
 @pytest.mark.parametrize(
     ("x", "options", "message"),
     [
-        (X[0], {}, r"Expected streams of shape \(B, L, M, D\), got \(5, 3, 4\)\."),
+        (X[0, 0], {}, r"Expected streams of shape \(B, L, M, D\), got \(3, 4\)\."),
         (X[None], {}, r"Expected streams of shape \(B, L, M, D\), got \(1, 2, 5, 3, 4\)\."),
         (X, {"valid": X[:, :, 0, 0]}, r"Expected valid of dtype torch\.bool, got torch\.float32\."),
         (X, {"valid": X[0, :, 0, 0] > 0}, r"Expected valid of shape \(2, 5\), got \(5,\)\."),
         (X, {"present": X[..., 0]}, r"Expected present of dtype torch\.bool, got torch\.float32\."),
         (X, {"present": X > 0}, r"Expected present of shape \(2, 5, 3\), got \(2, 5, 3, 4\)\."),
         (X, {"ids": torch.arange(3)}, r"Expected ids of shape \(2,\), got \(3,\)\."),
+        (X[:, 0], {"valid": X[..., 0, 0] > 0}, r"Expected valid of shape \(2,\), got \(2, 5\)\."),
+        (X[:, 0], {"present": X > 0}, r"Expected present of shape \(2, 3\), got \(2, 5, 3, 4\)\."),
     ],
 )
 def test_rejects_bad_inputs(x, options, message):
@@ -458,5 +528,10 @@ def test_swap_rejects_a_single_vector():
 
 
 def test_repr():
-    wanted = "ModalitySwapInfoNCE(p=0.5, pairs=((0, 1),), temperature=1.0, symmetric=False)"
+    wanted = (
+        "ModalitySwapInfoNCE(\n"
+        "  p=0.5, exact=False, pairs=((0, 1),)\n"
+        "  (contrast): InfoNCELoss(temperature=1.0, reduction='mean', symmetric=False)\n"
+        ")"
+    )
     assert repr(ModalitySwapInfoNCE(pairs=[(0, 1)])) == wanted

@@ -14,7 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mmfuse.losses import MultiwayInfoNCELoss, info_nce, multiway_info_nce
+from mmfuse.losses import (
+    LearnedTemperature,
+    MultiwayInfoNCELoss,
+    info_nce,
+    multiway_info_nce,
+)
 from mmfuse.testing import assert_block_contract
 from tests.contrast import (
     assert_autocast_changes_nothing,
@@ -134,6 +139,24 @@ def test_pairs_with_an_anchor_bind_all_others_to_it():
 def test_rows_that_are_all_alike_are_told_apart_by_chance(row, temperature):
     loss = multiway_info_nce(row.expand(5, 4, 3), temperature=temperature)
     torch.testing.assert_close(loss, torch.tensor(math.log(5)))
+
+
+def test_takes_the_options_of_info_nce():
+    streams, ids = torch.randn(6, 3, 4), torch.tensor([0, 1, 0, 2, 1, 0])
+    temperature = LearnedTemperature(0.3)
+    options = {"similarity": "dot", "same_id": "positive", "chunk_size": 4, "symmetric": False}
+    wanted = torch.stack(
+        [
+            info_nce(streams[:, m], streams[:, n], temperature=0.3, ids=ids, **options)
+            for m, n in [(0, 1), (0, 2), (1, 2)]
+        ]
+    )
+    loss = MultiwayInfoNCELoss(temperature, reduction="none", **options)
+    torch.testing.assert_close(loss(streams, ids=ids), wanted)
+    got = multiway_info_nce(streams, temperature=temperature(), ids=ids, **options)
+    torch.testing.assert_close(got, wanted.mean())
+    got.backward()
+    assert temperature.log_temperature.grad != 0
 
 
 # -- properties: masks ----------------------------------------------------------------------------
@@ -290,7 +313,9 @@ def test_rejects_bad_hyperparameters(options, message):
 
 def test_repr():
     wanted = (
-        "MultiwayInfoNCELoss(temperature=0.1, pairs=((0, 1),), weights=(2.0,), "
-        "reduction='mean', symmetric=True)"
+        "MultiwayInfoNCELoss(\n"
+        "  pairs=((0, 1),), weights=(2.0,), reduction='mean'\n"
+        "  (contrast): InfoNCELoss(temperature=0.1, reduction='mean', symmetric=True)\n"
+        ")"
     )
     assert repr(MultiwayInfoNCELoss(pairs=[(0, 1)], weights=[2.0])) == wanted
