@@ -24,6 +24,8 @@ def write_result(question: str, values: dict[str, Any]) -> Path:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
     path = RESULTS / f"{question}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"machine": machine, **values}, indent=2) + "\n")

@@ -238,6 +238,6 @@ class Experts(nn.Module):
 def _product_dtype(x: Tensor) -> torch.dtype:
     """What autocast would compute a product in; float64 stays."""
     kind = x.device.type
-    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+    if kind != "meta" and torch.is_autocast_enabled(kind):
         return x.dtype if x.dtype == torch.float64 else torch.get_autocast_dtype(kind)
     return x.dtype
