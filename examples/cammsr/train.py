@@ -3,6 +3,7 @@
     python examples/cammsr/train.py
     python examples/cammsr/train.py --data FOLDER
     python examples/cammsr/train.py --data FOLDER --models '[cammsr]' --model.dim 32 --print_config
+    python examples/cammsr/train.py --resume RUN
 
 Without ``--data`` a catalogue is generated whose structure is known. ``DATASET.md`` describes the
 folder that ``--data`` takes, and ``--help`` every setting.
@@ -22,4 +23,4 @@ if __name__ == "__main__":
     except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; what was finished is in the run folder")
+        sys.exit("stopped; train.py --resume RUN goes on with that run folder")

@@ -50,7 +50,7 @@ def test_a_run_leaves_everything_in_its_folder(on_folder, capsys):
 
 def test_the_saved_configuration_runs_again(on_folder):
     first = run(on_folder, ["sasrec"], progress=False)
-    config, _ = parse(["--config", str(first.folder / "config.yaml")])
+    config, _, _ = parse(["--config", str(first.folder / "config.yaml")])
     assert config == on_folder
     assert run(config, ["sasrec"], progress=False).models[0].curve == first.models[0].curve
 
@@ -128,7 +128,7 @@ def test_expert_use_is_a_share(model, split):
 
 
 def test_without_data_the_planted_catalogue_and_its_settings():
-    config, models = parse([])
+    config, models, _ = parse([])
     assert config.data is None
     assert config.model != Config().model
     assert models == PLANTED
@@ -136,8 +136,8 @@ def test_without_data_the_planted_catalogue_and_its_settings():
 
 def test_the_planted_settings_lie_below_a_file_of_settings(tmp_path):
     (tmp_path / "own.yaml").write_text("training:\n  max_epochs: 1\n")
-    config, _ = parse(["--config", str(tmp_path / "own.yaml")])
-    planted, _ = parse([])
+    config, _, _ = parse(["--config", str(tmp_path / "own.yaml")])
+    planted, _, _ = parse([])
     assert config == replace(planted, training=replace(planted.training, max_epochs=1))
 
 
@@ -148,7 +148,7 @@ def test_a_wrong_folder_leaves_no_run_behind(on_folder, tmp_path):
 
 
 def test_flags_change_the_configuration():
-    config, models = parse(["--data", "x", "--model.dim", "16", "--models", "[sasrec]"])
+    config, models, _ = parse(["--data", "x", "--model.dim", "16", "--models", "[sasrec]"])
     assert config == replace(Config(), data="x", model=replace(Config().model, dim=16))
     assert models == ["sasrec"]
 

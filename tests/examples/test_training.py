@@ -30,9 +30,8 @@ def test_training_keeps_the_weights_of_the_best_epoch(trained, split):
 
 
 def test_training_learns(trained, tmp_path):
-    losses = pl.read_csv(tmp_path / "run" / "logs" / "csv" / "metrics.csv")[
-        "train/loss"
-    ].drop_nulls()
+    table = tmp_path / "run" / "logs" / "csv" / "run-0" / "metrics.csv"
+    losses = pl.read_csv(table)["train/loss"].drop_nulls()
     assert losses.is_sorted(descending=True)
     assert losses[-1] < 0.99 * losses[0]
 
@@ -59,10 +58,11 @@ def test_the_test_split_decides_nothing(tiny, split, config, tmp_path, trained):
 
 def test_logs_and_checkpoints_are_written(trained, tmp_path):
     folder = tmp_path / "run"
-    assert (folder / "logs" / "csv" / "metrics.csv").is_file()
+    values = pl.read_csv(folder / "logs" / "csv" / "run-0" / "metrics.csv")["validation/ndcg@10"]
+    assert values.drop_nulls().to_list() == pytest.approx(trained.curve, abs=1e-6)
     assert list((folder / "logs" / "tensorboard").glob("events.*"))
-    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
-    assert checkpoint["epoch"] == trained.best_epoch
+    checkpoint = torch.load(folder / "last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == trained.epochs - 1
 
 
 def test_early_stopping_waits_for_the_patience_and_no_longer(tiny, split, config, tmp_path):

@@ -37,7 +37,8 @@ class LengthBuckets(Sampler[Tensor]):
     """Draw batches of rows: shuffled, yet of similar length within a batch.
 
     Rows are shuffled, cut into buckets of some batches, sorted by length within each, and the
-    batches are shuffled again. The order depends on the seed and the epoch alone.
+    batches are shuffled again. The order depends on the seed and the epoch alone, so that after a
+    stop it is known what is left of an epoch.
     """
 
     def __init__(self, lengths: Tensor, batch_size: int, seed: int) -> None:
@@ -45,6 +46,8 @@ class LengthBuckets(Sampler[Tensor]):
         self.batch_size = batch_size
         self.seed = seed
         self.epoch = 0
+        self.taken = 0  # batches of this epoch
+        self._first = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by the trainer before each epoch."""
@@ -59,8 +62,29 @@ class LengthBuckets(Sampler[Tensor]):
         buckets = shuffled.split(self.batch_size * BATCHES_A_BUCKET)
         by_length = [rows[self.lengths[rows].argsort(stable=True)] for rows in buckets]
         batches = torch.cat(by_length).split(self.batch_size)
-        for batch in torch.randperm(len(batches), generator=generator).tolist():
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        first, self._first = self._first, 0
+        for place, batch in enumerate(order[first:], first):
+            self.taken = place + 1
             yield batches[batch]
+
+    def begin_at(self, batch: int) -> None:
+        """Let the next epoch begin at a later batch."""
+        self._first = self.taken = batch
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader of which a checkpoint keeps how much of the epoch it has given."""
+
+    sampler: LengthBuckets
+
+    def state_dict(self) -> dict[str, int]:
+        """Batches of this epoch that were given; none when it is over."""
+        return {"taken": self.sampler.taken % len(self.sampler)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Leave those out once."""
+        self.sampler.begin_at(state_dict["taken"])
 
 
 class TrainingSequences(Dataset[Batch]):
@@ -89,13 +113,13 @@ class Targets(Dataset[TargetBatch]):
 
 def training_loader(
     sequences: Ragged, max_length: int, batch_size: int, seed: int
-) -> DataLoader[Batch]:
+) -> ResumableLoader:
     """All sequences of at least two items, in a new order every epoch."""
     lengths = sequences.lengths
     trainable = (lengths >= 2).nonzero().squeeze(1)
     kept = Ragged.from_lengths(sequences.values[(lengths >= 2)[sequences.rows]], lengths[trainable])
     sampler = LengthBuckets(kept.lengths.clamp(max=max_length + 1), batch_size, seed)
-    return DataLoader(TrainingSequences(kept, max_length), sampler=sampler, batch_size=None)
+    return ResumableLoader(TrainingSequences(kept, max_length), sampler=sampler, batch_size=None)
 
 
 def target_loader(target: Target, max_length: int, batch_size: int) -> DataLoader[TargetBatch]:

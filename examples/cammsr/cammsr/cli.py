@@ -20,10 +20,21 @@ REAL = ["cammsr", "sasrec"]
 PLANTED_CONFIG = Path(__file__).parents[1] / "configs" / "planted.yaml"
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str]]:
-    """The configuration and the names of the models to train."""
+def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Path | None]:
+    """The configuration, the names of the models to train, and the run to go on with."""
     parser = _parser("Train CAMMSR beside its floors and baselines.")
-    return _read(parser, _parse(parser, arguments))
+    parser.add_argument(
+        "--resume", type=Path | None, default=None, help="alone: a run folder to go on with"
+    )
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    folder: Path | None = parser.parse_args(given).resume
+    if folder is not None:
+        if len(given) > 2:
+            parser.error(f"Expected --resume alone, the run has its settings; got {given}.")
+        if not (folder / "config.yaml").is_file():
+            parser.error(f"Expected a run folder after --resume, {folder} has no config.yaml.")
+        given = ["--config", str(folder / "config.yaml")]
+    return (*_read(parser, _parse(parser, given)), folder)
 
 
 def parse_comparison(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], int]:

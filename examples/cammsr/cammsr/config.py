@@ -113,6 +113,7 @@ class TrainingConfig:
         learning_rate: Adam's step size.
         weight_decay: Decoupled weight decay.
         threads: Processor threads; torch's own choice by default.
+        checkpoint_steps: Steps between checkpoints within an epoch; one an epoch by default.
     """
 
     batch_size: int = 256
@@ -121,12 +122,14 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     threads: int | None = None
+    checkpoint_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what no loop can be made of."""
         _check_at_least(1, self, "batch_size", "max_epochs", "patience")
-        if self.threads is not None:
-            _check_at_least(1, self, "threads")
+        for name in ("threads", "checkpoint_steps"):
+            if getattr(self, name) is not None:
+                _check_at_least(1, self, name)
 
 
 @dataclass(frozen=True)

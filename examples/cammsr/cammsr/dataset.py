@@ -17,6 +17,8 @@ Further columns are ignored. Nothing in a folder is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +55,21 @@ class Dataset:
     labels: Tensor  # (V, C) bool, an all-False row is unknown
     category: Tensor  # (V,) int64, UNKNOWN where it is not known
     titles: tuple[str, ...]  # V titles
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of all values, the same for the same dataset on any machine."""
+        digest = hashlib.sha256(json.dumps([self.categories, self.titles]).encode())
+        for values in (
+            self.user_ids,
+            self.item_ids,
+            self.timestamps,
+            self.labels,
+            self.category,
+            *(self.features[name] for name in sorted(self.features)),
+        ):
+            digest.update(str(tuple(values.shape)).encode())
+            digest.update(values.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def num_users(self) -> int:

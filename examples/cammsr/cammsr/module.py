@@ -21,13 +21,20 @@ MONITOR = "validation/ndcg@10"
 class RecommenderModule(LightningModule):
     """A recommender and its objective. The test split never comes here."""
 
-    def __init__(self, model: nn.Module, objective: Objective, config: TrainingConfig) -> None:
+    def __init__(
+        self, model: nn.Module, objective: Objective, config: TrainingConfig, seed: int = 0
+    ) -> None:
         super().__init__()
+        self.seed = seed
         self.model = model
         self.objective = objective
         self.config = config
         self.metrics = RankingMetrics()
         self.scorer: ModelScorer | None = None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw from a seed of this step: what a step draws does not depend on those before it."""
+        torch.manual_seed(1_000_003 * self.seed + self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of losses; all of them are logged by epoch."""

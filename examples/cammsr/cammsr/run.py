@@ -14,7 +14,7 @@ import yaml
 
 from cammsr.catalogue import write_catalogue
 from cammsr.config import Config
-from cammsr.dataset import Dataset, k_core, read_folder
+from cammsr.dataset import Dataset, DatasetError, k_core, read_folder
 from cammsr.floors import floors
 from cammsr.metrics import evaluate
 from cammsr.report import draw_report, format_table
@@ -46,24 +46,31 @@ def open_data(path: str | Path, config: Config) -> tuple[Dataset, Split]:
     return dataset, leave_one_out(dataset)
 
 
-def run(config: Config, models: list[str], *, progress: bool = True) -> Result:
-    """Print the floors, train the models one after the other, print the table, write the folder."""
+def run(
+    config: Config, models: list[str], resume: Path | None = None, *, progress: bool = True
+) -> Result:
+    """Print the floors, train the models one after the other, print the table, write the folder.
+
+    ``resume`` is the folder of a run that was stopped: each model goes on where it was, and what
+    comes out is the same.
+    """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
     if config.data is not None:
         dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
-    folder = _make_folder(config)
+    folder = _make_folder(config, models) if resume is None else resume
     if config.data is None:
         write_catalogue(folder / "planted", seed=config.seed)
         dataset, split = open_data(folder / "planted", config)
+    _check_same(folder, dataset)
     print(_describe(dataset, split))
     result = Result(folder, measure_floors(dataset, split), [])
-    _write(folder, config, dataset, result)
+    _write(folder, dataset, result)
     for number, name in enumerate(models, start=1):
         print(f"training {name} ({number} of {len(models)})", flush=True)
         trained = train(name, dataset, split, config, folder / _file_name(name), progress=progress)
         result.models.append(trained)
-        _write(folder, config, dataset, result)  # what is done is not lost if the rest is stopped
+        _write(folder, dataset, result)  # what is done is not lost if the rest is stopped
     print(f"\n{format_table(result.floors, result.models)}\n")
     draw_report(folder / "report.png", result.floors, result.models, dataset, split.validation)
     print(f"Everything is in {folder}")
@@ -81,11 +88,28 @@ def measure_floors(dataset: Dataset, split: Split) -> Floors:
     }
 
 
-def _make_folder(config: Config) -> Path:
+def _make_folder(config: Config, models: list[str]) -> Path:
+    """A folder with all that is needed to go on if the run is stopped."""
     name = "planted" if config.data is None else Path(config.data).resolve().name
     folder = Path(config.output) / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder.mkdir(parents=True)
+    data = None if config.data is None else str(Path(config.data).resolve())
+    settings = {**asdict(config), "data": data, "models": models}
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder
+
+
+def _check_same(folder: Path, dataset: Dataset) -> None:
+    """Refuse to go on with other data than those that the run began with."""
+    found = dataset.fingerprint()
+    file = folder / "dataset.sha256"
+    if not file.is_file():
+        file.write_text(found + "\n")
+    elif (begun := file.read_text().strip()) != found:
+        raise DatasetError(
+            f"'{dataset.name}' has changed since {folder} began: its values were {begun[:12]} then "
+            f"and are {found[:12]} now. Start a new run."
+        )
 
 
 def _file_name(variant: str) -> str:
@@ -102,7 +126,7 @@ def _describe(dataset: Dataset, split: Split) -> str:
     )
 
 
-def _write(folder: Path, config: Config, dataset: Dataset, result: Result) -> None:
+def _write(folder: Path, dataset: Dataset, result: Result) -> None:
     models: dict[str, Any] = {
         model.name: {
             "validation": model.validation,
@@ -120,6 +144,7 @@ def _write(folder: Path, config: Config, dataset: Dataset, result: Result) -> No
         "models": models,
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(config), sort_keys=False))
+    beside = folder / "metrics.part"  # complete, or as it was
+    beside.write_text(json.dumps(metrics, indent=2) + "\n")
+    beside.replace(folder / "metrics.json")
     (folder / "table.txt").write_text(format_table(result.floors, result.models) + "\n")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from cammsr.batches import target_loader, training_loader
 from cammsr.config import Config
 from cammsr.dataset import Dataset
+from cammsr.keeper import Keeper, best_epoch, is_over
 from cammsr.metrics import evaluate
 from cammsr.module import MONITOR, RecommenderModule
 from cammsr.scoring import ModelScorer
@@ -58,43 +57,51 @@ def train(
 ) -> Trained:
     """Fit a variant and evaluate its best weights.
 
-    Logs, checkpoints and weights go below ``folder``, which is made.
+    Logs, the checkpoint and the weights go below ``folder``. If a training was stopped there, it
+    goes on from its checkpoint, and ends with the same weights as if it never had been.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     model, objective = build(variant, dataset, config)
-    module = RecommenderModule(model, objective, config.training)
-    checkpoint = ModelCheckpoint(
-        folder / "checkpoints", "best", monitor=MONITOR, mode="max", save_weights_only=False
-    )
-    with _quiet():
-        trainer = _trainer(config, folder, checkpoint, progress)
-    length = config.model.max_length
-    start = time.perf_counter()
-    loaders = (
-        training_loader(split.train, length, config.training.batch_size, config.seed),
-        target_loader(split.validation, length, RANKING_BATCH),
-    )
-    with _quiet():
-        try:
-            trainer.fit(module, *loaders)
-        except SystemExit as stop:  # what the trainer makes of Ctrl-C
-            raise KeyboardInterrupt from stop
-    seconds = time.perf_counter() - start
-    best = torch.load(checkpoint.best_model_path, weights_only=True)
-    module.load_state_dict(best["state_dict"])
-    save_file(_weights(model), folder / "weights.safetensors")
-    log = pl.read_csv(folder / "logs" / "csv" / "metrics.csv")
-    curve = log[MONITOR].drop_nulls().to_list()
+    options = config.training
+    keeper = Keeper(folder, MONITOR, options.patience, options.checkpoint_steps)
+    keeper.read()
+    if not is_over(keeper.curve, options.patience, options.max_epochs):
+        _fit(
+            RecommenderModule(model, objective, options, config.seed),
+            split,
+            config,
+            keeper,
+            progress,
+        )
+    model.load_state_dict(load_file(keeper.weights), strict=False)  # without the raw features
     scorer = ModelScorer(model.eval())
     return Trained(
         name=variant,
         model=model,
         validation=evaluate(scorer, split.validation, batch_size=RANKING_BATCH),
         test=evaluate(scorer, split.test, batch_size=RANKING_BATCH),
-        seconds=seconds,
-        epochs=len(curve),
-        best_epoch=int(best["epoch"]),
-        curve=curve,
+        seconds=keeper.seconds,
+        epochs=len(keeper.curve),
+        best_epoch=best_epoch(keeper.curve),
+        curve=keeper.curve,
     )
+
+
+def _fit(
+    module: RecommenderModule, split: Split, config: Config, keeper: Keeper, progress: bool
+) -> None:
+    length, options = config.model.max_length, config.training
+    loaders = (
+        training_loader(split.train, length, options.batch_size, config.seed),
+        target_loader(split.validation, length, RANKING_BATCH),
+    )
+    with _quiet():
+        trainer = _trainer(config, keeper, progress)
+        stopped = keeper.checkpoint if keeper.checkpoint.is_file() else None
+        try:
+            trainer.fit(module, *loaders, ckpt_path=stopped, weights_only=True)
+        except SystemExit as stop:  # what the trainer makes of Ctrl-C
+            raise KeyboardInterrupt from stop
 
 
 class _ProgressBar(TQDMProgressBar):
@@ -118,18 +125,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress: bool) -> Trainer:
-    stop = EarlyStopping(MONITOR, patience=config.training.patience, mode="max")
+def _trainer(config: Config, keeper: Keeper, progress: bool) -> Trainer:
+    folder, name = keeper.folder, f"run-{_count(keeper.folder)}"
     return Trainer(
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
         devices=1,
         default_root_dir=folder,
         max_epochs=config.training.max_epochs,
-        callbacks=[stop, checkpoint, *([_ProgressBar(refresh_rate=5)] if progress else [])],
+        callbacks=[keeper, *([_ProgressBar(refresh_rate=5)] if progress else [])],
         logger=[
-            CSVLogger(folder, name="logs", version="csv"),
+            CSVLogger(folder, name="logs", version=f"csv/{name}"),
             TensorBoardLogger(folder, name="logs", version="tensorboard"),
         ],
+        enable_checkpointing=False,  # the keeper's
         enable_model_summary=False,
         enable_progress_bar=progress,
         num_sanity_val_steps=0,
@@ -137,7 +145,6 @@ def _trainer(config: Config, folder: Path, checkpoint: ModelCheckpoint, progress
     )
 
 
-def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Everything needed to load the model again, except for the frozen raw features."""
-    state = model.state_dict()
-    return {name: value.contiguous() for name, value in state.items() if ".tables." not in name}
+def _count(folder: Path) -> int:
+    """How often a training was begun or gone on with here; no table of numbers is written over."""
+    return len(list((folder / "logs" / "csv").glob("run-*")))

@@ -1,0 +1,191 @@
+"""Tests for cammsr.keeper: a training that was stopped ends as if it never had been."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from cammsr.config import Config
+from cammsr.dataset import Dataset, DatasetError, write_folder
+from cammsr.keeper import Keeper, best_epoch, is_over
+from cammsr.module import RecommenderModule
+from cammsr.run import run
+from cammsr.split import Split, leave_one_out
+from cammsr.training import Trained, train
+
+values = st.floats(0, 1) | st.just(math.nan)
+curves = st.lists(values, min_size=1, max_size=12)
+
+
+# -- when it is over ------------------------------------------------------------------------------
+
+
+@given(curves, st.integers(1, 5))
+def test_it_is_over_after_that_many_epochs_without_a_better_one(curve, patience):
+    """Read along the curve, as one who watches it would."""
+    best, waited = -math.inf, 0
+    for epoch, value in enumerate(curve):
+        better = epoch == 0 or value > best
+        best, waited = (value if value > best else best, 0) if better else (best, waited + 1)
+        seen = curve[: epoch + 1]
+        assert is_over(seen, patience, 100) == (waited >= patience or math.isnan(value))
+        assert best_epoch(seen) == epoch - waited
+    assert is_over(curve, 100, len(curve))
+
+
+def test_nothing_is_over_before_it_began():
+    assert not is_over([], 1, 1)
+
+
+# -- to go on -------------------------------------------------------------------------------------
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a training."""
+
+
+def steps(variant: str, tiny: Dataset, split: Split, config: Config, folder: Path) -> Trained:
+    return train(variant, tiny, split, config, folder, progress=False)
+
+
+def everything(trained: Trained, folder: Path) -> dict[str, torch.Tensor]:
+    """The best weights, the last ones, and what the optimizer knows."""
+    last = torch.load(folder / "last.ckpt", weights_only=True)
+    found = {
+        f"best {name}": value for name, value in load_file(Keeper(folder, "", 1).weights).items()
+    }
+    found |= {f"last {name}": value for name, value in last["state_dict"].items()}
+    for number, state in last["optimizer_states"][0]["state"].items():
+        found |= {f"{name} of {number}": torch.as_tensor(value) for name, value in state.items()}
+    found["curve"] = torch.tensor(trained.curve)
+    return found
+
+
+def assert_same(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert set(got) == set(wanted)
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value), name
+
+
+@pytest.mark.parametrize("every", [None, 2])
+def test_stopped_at_any_step_it_ends_the_same(tiny, split, config, tmp_path, monkeypatch, every):
+    """Three epochs of three steps, stopped before some of them: between epochs and within one."""
+    config = replace(config, training=replace(config.training, checkpoint_steps=every))
+    wanted = everything(
+        steps("cammsr", tiny, split, config, tmp_path / "whole"), tmp_path / "whole"
+    )
+    step, done = RecommenderModule.training_step, []
+
+    def stopping(module, batch, batch_idx):
+        if module.global_step == stop and not done:
+            done.append(stop)
+            raise StoppedError
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(RecommenderModule, "training_step", stopping)
+    for stop in (0, 1, 3, 5, 8):
+        done.clear()
+        folder = tmp_path / f"stopped-{stop}"
+        with pytest.raises(StoppedError):
+            steps("cammsr", tiny, split, config, folder)
+        torch.rand(stop)  # the state of the default generator is nobody's business
+        assert_same(everything(steps("cammsr", tiny, split, config, folder), folder), wanted)
+
+
+def test_what_is_over_is_not_trained_again(tiny, split, config, tmp_path, monkeypatch):
+    first = steps("sasrec", tiny, split, config, tmp_path)
+    monkeypatch.setattr(RecommenderModule, "training_step", None)
+    again = steps("sasrec", tiny, split, config, tmp_path)
+    assert (again.curve, again.test, again.seconds) == (first.curve, first.test, first.seconds)
+
+
+def test_early_stopping_that_was_cut_off_does_not_train_on(tiny, split, config, tmp_path):
+    """The checkpoint of the last epoch is there, what comes after it is not."""
+    frozen = replace(config.training, learning_rate=1e-12, max_epochs=50, patience=2)
+    config = replace(config, training=frozen)
+    first = steps("sasrec", tiny, split, config, tmp_path)
+    assert steps("sasrec", tiny, split, config, tmp_path).epochs == first.epochs == 3
+
+
+def _train_alone(folder: str, data: tuple[Dataset, Config]) -> None:
+    torch.set_num_threads(1)
+    tiny, config = data
+    steps("cammsr", tiny, leave_one_out(tiny), config, Path(folder))
+
+
+def test_killed_at_random_moments_it_ends_the_same(tiny, split, config, tmp_path):
+    """Ten trainings, each killed without warning at some moment, and gone on with."""
+    config = replace(config, training=replace(config.training, checkpoint_steps=2))
+    context = multiprocessing.get_context("forkserver")  # imports once, not for each process
+    context.set_forkserver_preload(["cammsr.training", "tests.examples.test_keeper"])
+
+    def start(name: str) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=_train_alone, args=(str(tmp_path / name), (tiny, config)))
+        process.start()
+        return process
+
+    start("warm").join()
+    begun = time.perf_counter()
+    start("whole").join()
+    length = time.perf_counter() - begun
+    trained = steps("cammsr", tiny, split, config, tmp_path / "whole")
+    wanted = everything(trained, tmp_path / "whole")
+    moments = random.Random(0)
+    for number in range(10):
+        folder = tmp_path / f"killed-{number}"
+        process = start(folder.name)
+        time.sleep(moments.uniform(0, 1) * length)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert_same(everything(steps("cammsr", tiny, split, config, folder), folder), wanted)
+
+
+# -- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def on_folder(tiny, config, tmp_path):
+    write_folder(tiny, tmp_path / "tiny")
+    return replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "runs"))
+
+
+def test_a_stopped_run_goes_on_in_its_folder(on_folder, monkeypatch):
+    whole = run(on_folder, ["sasrec", "cammsr"], progress=False)
+    step = RecommenderModule.training_step
+
+    def stopping(module, batch, batch_idx):
+        if hasattr(module.model, "enrichment") and module.global_step == 4:
+            raise KeyboardInterrupt
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(RecommenderModule, "training_step", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_folder, ["sasrec", "cammsr"], progress=False)
+    monkeypatch.undo()
+    (stopped,) = set(Path(on_folder.output).iterdir()) - {whole.folder}
+    result = run(on_folder, ["sasrec", "cammsr"], stopped, progress=False)
+    assert result.folder == stopped
+    for got, wanted in zip(result.models, whole.models, strict=True):
+        assert (got.name, got.curve, got.test) == (wanted.name, wanted.curve, wanted.test)
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny, on_folder):
+    folder = run(on_folder, ["sasrec"], progress=False).folder
+    other = replace(tiny, features={**tiny.features, "text": tiny.features["text"] + 1})
+    shutil.rmtree(on_folder.data)
+    write_folder(other, on_folder.data)
+    with pytest.raises(DatasetError, match=r"'tiny' has changed since .* began: its values were"):
+        run(on_folder, ["sasrec"], folder, progress=False)
