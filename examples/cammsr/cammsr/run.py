@@ -20,6 +20,7 @@ from cammsr.metrics import evaluate
 from cammsr.report import draw_report, format_table
 from cammsr.split import Split, leave_one_out
 from cammsr.training import Trained, train
+from cammsr.variants import file_name
 
 __all__ = ["Result", "open_data", "run"]
 
@@ -68,7 +69,7 @@ def run(
     _write(folder, dataset, result)
     for number, name in enumerate(models, start=1):
         print(f"training {name} ({number} of {len(models)})", flush=True)
-        trained = train(name, dataset, split, config, folder / _file_name(name), progress=progress)
+        trained = train(name, dataset, split, config, folder / file_name(name), progress=progress)
         result.models.append(trained)
         _write(folder, dataset, result)  # what is done is not lost if the rest is stopped
     print(f"\n{format_table(result.floors, result.models)}\n")
@@ -110,10 +111,6 @@ def _check_same(folder: Path, dataset: Dataset) -> None:
             f"'{dataset.name}' has changed since {folder} began: its values were {begun[:12]} then "
             f"and are {found[:12]} now. Start a new run."
         )
-
-
-def _file_name(variant: str) -> str:
-    return variant.replace("/", "").replace(" ", "-")
 
 
 def _describe(dataset: Dataset, split: Split) -> str:

@@ -16,7 +16,7 @@ from cammsr.model import CAMMSR
 from cammsr.objective import Objective
 from mmfuse.fusion import available
 
-__all__ = ["VARIANTS", "build", "configure"]
+__all__ = ["VARIANTS", "build", "configure", "file_name"]
 
 
 def _without_guidance(config: Config) -> Config:
@@ -43,6 +43,11 @@ VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]]
     "cammsr w/o guidance": (CAMMSR, _without_guidance),
     "cammsr w/o MSCL": (CAMMSR, _without_contrast),
 }
+
+
+def file_name(variant: str) -> str:
+    """The folder of a variant within a run."""
+    return variant.replace("/", "").replace(" ", "-")
 
 
 def configure(variant: str, config: Config) -> Config:

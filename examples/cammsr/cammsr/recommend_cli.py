@@ -1,0 +1,164 @@
+"""The command line of ``recommend.py``: one question, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor
+
+from cammsr.index import Index, IndexKind
+from cammsr.serving import Recommendation, Recommender, load
+from cammsr.titles import split_history
+
+__all__ = ["Question", "answer", "format_choices", "parse_question"]
+
+TITLE = 40  # columns
+LAST = 3  # items of the history that are shown
+
+
+@dataclass(frozen=True)
+class Question:
+    """What the command line asks for."""
+
+    run: str
+    user: int | None
+    history: str | None
+    k: int
+    model: str | None
+    data: str | None
+    seen: bool
+    index: IndexKind | None
+    export: str | None
+    threads: int
+
+
+def parse_question(arguments: Sequence[str] | None = None) -> Question:
+    """Read the arguments; exactly one of --user and --history is needed."""
+    parser = ArgumentParser(description="The best items for a user or a history, and why.")
+    parser.add_argument("run", type=str, help="the run folder that train.py left")
+    parser.add_argument("--user", type=int | None, default=None, help="a user_id of the dataset")
+    parser.add_argument(
+        "--history",
+        type=str,  # and nothing else: "null" may be a title
+        default=None,
+        help="instead: items, the latest last, with ; between them: ids, or parts of titles",
+    )
+    parser.add_argument("-k", "--k", type=int, default=10, help="how many items")
+    parser.add_argument("--model", type=str | None, default=None, help="default: the run's first")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="the dataset folder, if it has moved"
+    )
+    parser.add_argument(
+        "--seen", action="store_true", help="do not leave out what the history has already"
+    )
+    parser.add_argument(
+        "--index",
+        type=IndexKind | None,
+        default=None,
+        help=f"look candidates up in an approximate index, one of {list(get_args(IndexKind))}",
+    )
+    parser.add_argument(
+        "--export", type=str | None, default=None, help="also write scoring as a program, a .pt2"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="processor threads")
+    given = parser.parse_args(arguments)
+    if (given.user is None) == (given.history is None):
+        parser.error("Expected one of --user ID and --history 'ITEM; ITEM'.")
+    for name in ("k", "threads"):
+        if given[name] < 1:
+            parser.error(f"Expected {name} >= 1, got {given[name]}.")
+    return Question(**given.as_dict())
+
+
+def answer(question: Question) -> None:
+    """Print the table, why, and how long one user takes."""
+    torch.set_num_threads(question.threads)
+    recommender = load(question.run, question.model, question.data)
+    history = None if question.history is None else split_history(question.history)
+    items, valid = recommender.encode(history, user=question.user)
+    index = None if question.index is None else recommender.index(question.index)
+    choices = recommender.recommend(
+        history, question.k, user=question.user, unseen=not question.seen, index=index
+    )
+    print(_heading(recommender, question, items))
+    print(format_choices(choices, recommender.modalities))
+    seconds = recommender.latency(items, valid, question.k, index=index)
+    size = f"{len(recommender.catalogue.item_ids):,} items, threads: {torch.get_num_threads()}"
+    print(f"latency: {1000 * seconds:.2f} ms for one user, the median of 30 calls ({size})")
+    if index is not None:
+        print(_recall(recommender, index, question))
+    if question.export is not None:
+        path = Path(question.export)
+        recommender.export(path, question.k, unseen=not question.seen)
+        print(f"{path}: scoring as a program, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def format_choices(choices: Sequence[Recommendation], modalities: Sequence[str]) -> str:
+    """Rank, id, title, category, score, and in per cent what each modality has to do with it."""
+    if not choices:
+        return "nothing is left to recommend: the history has every item (--seen shows them)"
+    shares = [_shares(choice) for choice in choices]
+    explained = shares[0] is not None
+    wide = max(len("category"), *(len(choice.category or "-") for choice in choices))
+    long = min(TITLE, max(len("title"), *(len(choice.title) for choice in choices)))
+    head = f"{'rank':>4}{'id':>8}  {'title':{long}}  {'category':{wide}}{'score':>10}"
+    lines = [head + "".join(f"{name:>{_width(name)}}" for name in modalities if explained)]
+    for rank, (choice, share) in enumerate(zip(choices, shares, strict=True), start=1):
+        row = f"{rank:>4}{choice.item:>8}  {_cut(choice.title, long):{long}}  "
+        row += f"{choice.category or '-':{wide}}{choice.score:>10.3f}"
+        for name, value in (share or {}).items():
+            row += f"{value:>{_width(name) - 2}.0f} %"
+        lines.append(row)
+    return "\n".join([*lines, _note(choices[0])])
+
+
+def _shares(choice: Recommendation) -> dict[str, float] | None:
+    """Per cent: of the sizes of all parts, or of the weights where a score has no parts."""
+    values = choice.parts or choice.weights
+    if values is None:
+        return None
+    size = sum(abs(value) for value in values.values())
+    return {name: 100 * value / size if size else 0.0 for name, value in values.items()}
+
+
+def _note(choice: Recommendation) -> str:
+    if choice.parts is not None:
+        note = "per modality: its part of the score, in % of the sizes of all parts; below 0 it "
+        note += "speaks against the item"
+        if choice.weights is None:
+            return note
+        gate = ", ".join(f"{name} {weight:.0%}" for name, weight in choice.weights.items())
+        return f"{note}\nthe gate after the last item of the history: {gate}"
+    if choice.weights is not None:
+        return "per modality: how much the fusion counts it in the item, in %"
+    return "no modalities are shown: this model makes one vector of an item and does not weigh"
+
+
+def _heading(recommender: Recommender, question: Question, items: Tensor) -> str:
+    titles = [recommender.catalogue.dataset.titles[row] for row in items[0].tolist()]
+    who = "a typed history" if question.user is None else f"user {question.user}"
+    shown = "; ".join(titles[-LAST:])
+    count = f"{len(titles)} item{'s' * (len(titles) != 1)}"
+    return f"{recommender.name} for {who}: {count}, at the end {shown}"
+
+
+def _recall(recommender: Recommender, index: Index, question: Question) -> str:
+    users = torch.arange(min(256, len(recommender.histories)))
+    share = recommender.recall(index, *recommender.histories.padded(users), question.k)
+    return (
+        f"index {index.kind}: finds {share:.1%} of the exact {question.k} best items "
+        f"({len(users)} users)"
+    )
+
+
+def _width(name: str) -> int:
+    return max(9, len(name) + 2)
+
+
+def _cut(title: str, width: int) -> str:
+    return title if len(title) <= width else f"{title[: width - 1]}…"

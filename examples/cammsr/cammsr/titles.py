@@ -1,0 +1,59 @@
+"""Items by what a person types: ids of the dataset folder, or parts of titles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+
+from cammsr.saved import Catalogue, ServingError
+
+__all__ = ["find_title", "resolve", "split_history"]
+
+SHOWN = 8  # how many titles a message lists
+
+
+def split_history(text: str) -> list[int | str]:
+    """``"blue guitar; 17"`` as a part of a title and an item id."""
+    pieces = [piece.strip() for piece in text.split(";")]
+    return [int(piece) if _is_number(piece) else piece for piece in pieces if piece]
+
+
+def resolve(history: Sequence[int | str], catalogue: Catalogue) -> list[int]:
+    """The ids of items that are given by id or by a part of their title."""
+    titles = catalogue.dataset.titles
+    ids = catalogue.item_ids.tolist()
+    return [
+        ids[find_title(item, titles, ids)] if isinstance(item, str) else int(item)
+        for item in history
+    ]
+
+
+def find_title(text: str, titles: Sequence[str], ids: Sequence[int]) -> int:
+    """The place of the one title that is, or else contains, the text; capitals do not matter.
+
+    Raises:
+        ServingError: several do, which the message lists with their ids, or none does; then it
+            names the nearest ones.
+    """
+    wanted = text.strip().casefold()
+    lowered = [title.casefold() for title in titles]
+    equal = [place for place, title in enumerate(lowered) if title == wanted]
+    found = equal or [place for place, title in enumerate(lowered) if wanted and wanted in title]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = "".join(f"\n  {ids[place]}: {titles[place]}" for place in found[:SHOWN])
+        more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise ServingError(
+            f"{len(found)} titles contain {text!r}. Type more of one, or its id:{listed}{more}"
+        )
+    near = get_close_matches(wanted, lowered, n=SHOWN // 2, cutoff=0.4)
+    places = [lowered.index(title) for title in near]
+    listed = "".join(f"\n  {ids[place]}: {titles[place]}" for place in places)
+    raise ServingError(
+        f"No title contains {text!r}." + (f" The nearest are:{listed}" if listed else "")
+    )
+
+
+def _is_number(piece: str) -> bool:
+    return piece.isascii() and piece.isdigit()
