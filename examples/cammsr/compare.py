@@ -3,7 +3,8 @@
     python examples/cammsr/compare.py --seeds 5
     python examples/cammsr/compare.py --data FOLDER --models '[cammsr,sasrec]' --seeds 3
 
-Prints means and spreads over the seeds, and the paired difference of every model to the first one.
+Prints means and spreads over the seeds, and the paired difference of every model to the first one;
+writes the table for Markdown and LaTeX too, and every metric of every seed.
 A seed draws the weights, the batches and, without ``--data``, the generated catalogue itself.
 """
 

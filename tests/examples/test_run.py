@@ -1,4 +1,4 @@
-"""Tests for cammsr.run, cammsr.report, cammsr.cli and cammsr.comparison."""
+"""Tests for cammsr.run, cammsr.report and cammsr.cli."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 import yaml
 
 from cammsr.cli import PLANTED, parse, parse_comparison
-from cammsr.comparison import compare, paired
 from cammsr.config import Config
 from cammsr.dataset import UNKNOWN, DatasetError, write_folder
 from cammsr.model import CAMMSR
@@ -53,23 +52,6 @@ def test_the_saved_configuration_runs_again(on_folder):
     config, _, _ = parse(["--config", str(first.folder / "config.yaml")])
     assert config == on_folder
     assert run(config, ["sasrec"], progress=False).models[0].curve == first.models[0].curve
-
-
-def test_a_comparison_pairs_the_seeds(on_folder, capsys):
-    scores = compare(on_folder, ["cammsr", "sasrec"], 2)
-    assert {len(values) for values in scores.values()} == {2}
-    printed = capsys.readouterr().out
-    pair = paired(scores["cammsr"], scores["sasrec"])
-    assert f"{pair.mean:+.4f}" in printed
-    assert f"{pair.wins} of 2" in printed
-
-
-def test_paired_difference_and_its_interval():
-    pair = paired([0.3, 0.5, 0.4], [0.2, 0.3, 0.5])
-    assert pair.mean == pytest.approx(0.2 / 3)
-    spread = torch.tensor([0.1, 0.2, -0.1]).std().item()
-    assert pair.half_width == pytest.approx(4.303 * spread / 3**0.5)
-    assert (pair.wins, pair.count) == (2, 3)
 
 
 def test_what_is_finished_survives_a_stop(on_folder, monkeypatch):
@@ -158,8 +140,9 @@ def test_a_fusion_is_a_model_of_its_own():
     assert parse(["--data", "x", "--fusion", "mean"])[1] == ["mean"]
 
 
-def test_number_of_seeds():
-    assert parse_comparison(["--data", "x", "--seeds", "3"])[2] == 3
+def test_number_of_seeds_and_the_metric():
+    assert parse_comparison(["--data", "x", "--seeds", "3"])[2:] == (3, "ndcg@10")
+    assert parse_comparison(["--data", "x", "--metric", "hr@5"])[2:] == (5, "hr@5")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +169,14 @@ def test_wrong_settings_are_refused_by_name(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_at_least_one_seed(capsys):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--seeds", "0"], "Expected --seeds >= 1, got 0"),
+        (["--metric", "map"], "Expected --metric among ('ndcg@5', "),
+    ],
+)
+def test_wrong_comparisons_are_refused(arguments, message, capsys):
     with pytest.raises(SystemExit):
-        parse_comparison(["--seeds", "0"])
-    assert "Expected --seeds >= 1, got 0" in capsys.readouterr().err
+        parse_comparison(arguments)
+    assert message in capsys.readouterr().err

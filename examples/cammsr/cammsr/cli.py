@@ -10,14 +10,16 @@ from pathlib import Path
 from jsonargparse import ArgumentParser, Namespace
 
 from cammsr.config import Config
+from cammsr.metrics import METRIC_NAMES
 from cammsr.variants import configure
 from mmfuse.fusion import available
 
-__all__ = ["parse", "parse_comparison"]
+__all__ = ["parse", "parse_comparison", "parse_tuning"]
 
 PLANTED = ["cammsr", "cammsr w/o guidance", "cammsr w/o MSCL", "concat", "sasrec"]
 REAL = ["cammsr", "sasrec"]
 PLANTED_CONFIG = Path(__file__).parents[1] / "configs" / "planted.yaml"
+SPACE = Path(__file__).parents[1] / "configs" / "space.yaml"
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Path | None]:
@@ -37,14 +39,34 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
     return (*_read(parser, _parse(parser, given)), folder)
 
 
-def parse_comparison(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], int]:
-    """The same, and the number of seeds."""
+def parse_comparison(
+    arguments: Sequence[str] | None = None,
+) -> tuple[Config, list[str], int, str]:
+    """The same, the number of seeds, and the metric of the table."""
     parser = _parser("Compare models over seeds.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
+    parser.add_argument("--metric", default="ndcg@10", help=f"of the table: {METRIC_NAMES}")
     given = _parse(parser, arguments)
     if given.seeds < 1:
         parser.error(f"Expected --seeds >= 1, got {given.seeds}.")
-    return (*_read(parser, given), given.seeds)
+    if given.metric not in METRIC_NAMES:
+        parser.error(f"Expected --metric among {METRIC_NAMES}, got {given.metric!r}.")
+    return (*_read(parser, given), given.seeds, given.metric)
+
+
+def parse_tuning(
+    arguments: Sequence[str] | None = None,
+) -> tuple[Config, list[str], int, Path]:
+    """The same, the number of trials for each model, and the file of the search space."""
+    parser = _parser("Search settings on validation; the test split is not looked at.")
+    parser.add_argument("--trials", type=int, default=20, help="trials for each model")
+    parser.add_argument("--space", type=Path, default=SPACE, help="a YAML file of what to search")
+    given = _parse(parser, arguments)
+    if given.trials < 1:
+        parser.error(f"Expected --trials >= 1, got {given.trials}.")
+    if not given.space.is_file():
+        parser.error(f"Expected a YAML file after --space, {given.space} is none.")
+    return (*_read(parser, given), given.trials, given.space)
 
 
 def _parser(description: str) -> ArgumentParser:

@@ -5,73 +5,114 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+
+from scipy import stats
 
 from cammsr.config import Config
-from cammsr.run import run
+from cammsr.metrics import METRIC_NAMES
+from cammsr.run import Result, run
+from cammsr.tables import TABLES, Row
 
-__all__ = ["Paired", "compare", "format_comparison", "paired"]
+__all__ = ["Paired", "adjusted", "compare", "paired", "rows"]
 
-T_95 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-    *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-"""Two-sided 95 % quantile of Student's t for 1 to 30 degrees of freedom."""
+Scores = dict[str, list[float]]  # of each model, one value a seed
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean difference over seeds and the half width of its 95 % confidence interval."""
+    """The mean difference over seeds, the half width of its 95 % interval, and Student's p."""
 
     mean: float
     half_width: float
+    p_value: float
     wins: int
     count: int
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Paired:
-    """How much more the first scores than the second, seed by seed."""
+    """How much more the first scores than the second, seed by seed.
+
+    The interval and the two-sided p are those of Student's t of the differences. One seed says
+    nothing of the spread: then the interval is infinite, and p is one.
+    """
     differences = [a - b for a, b in zip(first, second, strict=True)]
-    count = len(differences)
-    spread = statistics.stdev(differences) if count > 1 else math.inf
-    quantile = T_95[min(max(count, 2) - 2, len(T_95) - 1)]
+    count, mean = len(differences), statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else math.inf
+    if error > 0:
+        quantile = float(stats.t.ppf(0.975, max(count - 1, 1)))
+        p_value = float(2 * stats.t.sf(abs(mean) / error, max(count - 1, 1)))
+    else:  # all alike
+        quantile, p_value = 0.0, float(mean == 0)
     return Paired(
-        mean=statistics.fmean(differences),
-        half_width=quantile * spread / math.sqrt(count),
+        mean=mean,
+        half_width=quantile * error,
+        p_value=p_value,
         wins=sum(difference > 0 for difference in differences),
         count=count,
     )
 
 
-def compare(config: Config, models: list[str], seeds: int) -> dict[str, list[float]]:
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Holm's p: the chance that any of several true null hypotheses is rejected stays below it."""
+    found, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        found[place] = highest
+    return found
+
+
+def rows(scores: Scores, reference: str) -> list[Row]:
+    """One row a model: mean and spread, and what the reference has over it."""
+    others = [name for name in scores if name != reference]
+    pairs = {name: paired(scores[reference], scores[name]) for name in others}
+    holm = dict(zip(others, adjusted([pairs[name].p_value for name in others]), strict=True))
+    found = []
+    for name, values in scores.items():
+        row = Row(
+            model=name,
+            mean=statistics.fmean(values),
+            std=statistics.stdev(values) if len(values) > 1 else math.nan,
+        )
+        if name in pairs:
+            pair = pairs[name]
+            row = replace(
+                row,
+                difference=pair.mean,
+                half_width=pair.half_width,
+                p_value=holm[name],
+                wins=f"{pair.wins} of {pair.count}",
+            )
+        found.append(row)
+    return found
+
+
+def compare(
+    config: Config, models: list[str], seeds: int, metric: str = "ndcg@10"
+) -> dict[str, Scores]:
     """Run every seed, print the comparison, and write it beside the runs after each seed."""
-    scores: dict[str, list[float]] = {}
+    scores: dict[str, Scores] = {name: {} for name in METRIC_NAMES}
     for seed in range(config.seed, config.seed + seeds):
         result = run(replace(config, seed=seed), models, progress=False)
-        for name, values in result.floors.items():
-            scores.setdefault(name, []).append(values["test"]["ndcg@10"])
-        for trained in result.models:
-            scores.setdefault(trained.name, []).append(trained.test["ndcg@10"])
+        _add(scores, result)
         if seed == config.seed:
             path = result.folder.with_name(f"comparison-{result.folder.name}.json")
-        path.write_text(json.dumps({"test/ndcg@10": scores}, indent=2) + "\n")
-    print(format_comparison(scores, models[0]))
+        of_tests = {f"test/{name}": values for name, values in scores.items()}
+        path.write_text(json.dumps(of_tests, indent=2) + "\n")
+    title = f"test {metric} over {seeds} seeds; difference: {models[0]} minus the row"
+    found = rows(scores[metric], models[0])
+    for ending, table in TABLES.items():
+        path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
+    print(TABLES["txt"](title, found))
+    print(f"This table, also for Markdown and LaTeX, is in {Path(path).with_suffix('.*')}")
     return scores
 
 
-def format_comparison(scores: dict[str, list[float]], reference: str) -> str:
-    """One row a model: mean and spread, and what the reference has over it."""
-    count = len(scores[reference])
-    lines = [f"test NDCG@10 over {count} seeds; difference: {reference} minus the row"]
-    lines.append(f"{'':22}{'mean':>9}{'std':>9}{'difference':>13}{'95 %':>11}{'wins':>8}")
-    for name, values in scores.items():
-        spread = statistics.stdev(values) if count > 1 else math.nan
-        line = f"{name:22}{statistics.fmean(values):>9.4f}{spread:>9.4f}"
-        if name != reference:
-            pair = paired(scores[reference], values)
-            line += f"{pair.mean:>+13.4f}{'± ' + format(pair.half_width, '.4f'):>11}"
-            line += f"{f'{pair.wins} of {pair.count}':>8}"
-        lines.append(line)
-    return "\n".join(lines)
+def _add(scores: Mapping[str, Scores], result: Result) -> None:
+    tests = {name: values["test"] for name, values in result.floors.items()}
+    tests |= {trained.name: trained.test for trained in result.models}
+    for metric, values in scores.items():
+        for name, test in tests.items():
+            values.setdefault(name, []).append(test[metric])

@@ -22,7 +22,7 @@ from cammsr.split import Split, leave_one_out
 from cammsr.training import Trained, train
 from cammsr.variants import file_name
 
-__all__ = ["Result", "open_data", "run"]
+__all__ = ["Result", "make_folder", "open_data", "run"]
 
 Floors = dict[str, dict[str, dict[str, float]]]
 
@@ -59,7 +59,7 @@ def run(
         torch.set_num_threads(config.training.threads)
     if config.data is not None:
         dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
-    folder = _make_folder(config, models) if resume is None else resume
+    folder = make_folder(config, models) if resume is None else resume
     if config.data is None:
         write_catalogue(folder / "planted", seed=config.seed)
         dataset, split = open_data(folder / "planted", config)
@@ -89,7 +89,7 @@ def measure_floors(dataset: Dataset, split: Split) -> Floors:
     }
 
 
-def _make_folder(config: Config, models: list[str]) -> Path:
+def make_folder(config: Config, models: list[str]) -> Path:
     """A folder with all that is needed to go on if the run is stopped."""
     name = "planted" if config.data is None else Path(config.data).resolve().name
     folder = Path(config.output) / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"

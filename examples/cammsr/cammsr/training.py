@@ -54,8 +54,9 @@ def train(
     folder: Path,
     *,
     progress: bool = True,
+    test: bool = True,
 ) -> Trained:
-    """Fit a variant and evaluate its best weights.
+    """Fit a variant and evaluate its best weights; on the test split, unless ``test`` is false.
 
     Logs, the checkpoint and the weights go below ``folder``. If a training was stopped there, it
     goes on from its checkpoint, and ends with the same weights as if it never had been.
@@ -79,7 +80,7 @@ def train(
         name=variant,
         model=model,
         validation=evaluate(scorer, split.validation, batch_size=RANKING_BATCH),
-        test=evaluate(scorer, split.test, batch_size=RANKING_BATCH),
+        test=evaluate(scorer, split.test, batch_size=RANKING_BATCH) if test else {},
         seconds=keeper.seconds,
         epochs=len(keeper.curve),
         best_epoch=best_epoch(keeper.curve),
