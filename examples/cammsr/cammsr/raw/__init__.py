@@ -1,0 +1,3 @@
+"""Raw data of other people's formats, read and written as a dataset folder (``PREPARE.md``)."""
+
+__all__: list[str] = []
