@@ -6,6 +6,7 @@ Each check names the argument and both values: what was expected and what came.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ __all__ = [
     "check_probability",
     "check_shape",
     "check_tensors",
+    "check_whole",
+    "reads_values",
 ]
 
 
@@ -63,6 +66,9 @@ def check_mask(name: str, mask: Tensor, shape: Iterable[int]) -> None:
 def check_positive(**values: float) -> None:
     """Demand that every named number is greater than zero."""
     for name, value in values.items():
+        given: Any = value  # of whatever type
+        if given is None or isinstance(given, str) or callable(given):
+            raise ValueError(f"Expected {name} as a number, got {given!r}.")
         if not value > 0:
             raise ValueError(f"Expected {name} > 0, got {value}.")
 
@@ -108,18 +114,31 @@ def check_floating(name: str, tensor: Tensor) -> None:
         raise ValueError(f"Expected {name} of a floating dtype, got {tensor.dtype}.")
 
 
+def check_whole(**values: int) -> None:
+    """Demand that every named number is a whole one above zero."""
+    for name, value in values.items():
+        if isinstance(value, bool | float):
+            raise ValueError(f"Expected {name} as a whole number, got {value!r}.")
+    check_positive(**values)
+
+
+def reads_values(x: Tensor) -> bool:
+    """Whether to read values costs nothing: on the CPU, outside of compilation and vmap."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return x.device.type == "cpu"
+
+
 def check_index(
     name: str, index: Tensor, limit_name: str, limit: int, *, least: int | None = None
 ) -> None:
     """Demand whole numbers below a limit, and none below ``least``.
 
-    Values are read where that costs nothing: on the CPU, outside of compilation and vmap.
+    Values are read where that costs nothing.
     """
     if index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:
         raise ValueError(f"Expected {name} of an integer dtype, got {index.dtype}.")
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return
-    if index.device.type != "cpu" or not index.numel():
+    if not index.numel() or not reads_values(index):
         return
     highest = int(index.max())
     if highest >= limit:

@@ -4,28 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from mmfuse._checks import check_choice, check_floating, check_positive, check_shape
+from mmfuse._checks import (
+    check_choice,
+    check_floating,
+    check_positive,
+    check_shape,
+    check_whole,
+    reads_values,
+)
 from mmfuse._precision import unit
 
 __all__ = [
+    "UNKNOWN",
     "Reduction",
+    "as_rows",
     "both_observed",
     "check_ids",
     "check_info_nce",
     "check_pairs",
     "check_reduction",
+    "check_temperature",
     "chosen_pairs",
     "masked_log_sum",
     "masked_unit",
     "reduce_rows",
+    "same_ids",
 ]
 
 Reduction = Literal["mean", "sum", "none"]
+UNKNOWN = -100  # the id of what nobody knows: it is nobody else's
 
 
 def check_reduction(reduction: str) -> None:
@@ -41,20 +53,40 @@ def check_info_nce(
     chunk_size: int | str | None,
 ) -> None:
     """Demand options within their range."""
-    if isinstance(temperature, Tensor):  # whose value is data
-        if temperature.numel() != 1:
-            got = tuple(temperature.shape)
-            raise ValueError(f"Expected temperature of one element, got shape {got}.")
-        check_floating("temperature", temperature)
-    else:
-        check_positive(temperature=temperature)
+    check_temperature(temperature)
     check_reduction(reduction)
     check_choice("similarity", similarity, ("cosine", "dot"))
     check_choice("same_id", same_id, ("ignore", "positive"))
     if isinstance(chunk_size, str):
         check_choice("chunk_size", chunk_size, ("auto",))
     elif chunk_size is not None:
-        check_positive(chunk_size=chunk_size)
+        check_whole(chunk_size=chunk_size)
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """Demand a number above zero, or a tensor of one, read where that costs nothing."""
+    if not isinstance(temperature, Tensor):
+        check_positive(temperature=temperature)
+        return
+    if temperature.numel() != 1:
+        got = tuple(temperature.shape)
+        raise ValueError(f"Expected temperature of one element, got shape {got}.")
+    check_floating("temperature", temperature)
+    if reads_values(temperature):
+        check_positive(temperature=temperature.item())
+
+
+def same_ids(
+    rows: Tensor,  # (B,)
+    columns: Tensor,  # (N,) or (B, N)
+) -> Tensor:  # (B, N)
+    """Where the ids are the same; an unknown one is nobody's."""
+    return as_rows(rows).unsqueeze(1) == columns
+
+
+def as_rows(ids: Tensor) -> Tensor:
+    """The same ids, but unknown ones are equal to those of no column."""
+    return ids.masked_fill(ids == UNKNOWN, torch.iinfo(ids.dtype).min)
 
 
 def check_ids(name: str, ids: Tensor, *shape: int | str) -> None:
@@ -106,9 +138,11 @@ def reduce_rows(losses: Tensor, counts: Tensor | None, reduction: Reduction) -> 
 
 def check_pairs(pairs: Sequence[tuple[int, int]] | None) -> None:
     """Demand pairs of two different modalities; ``None`` stands for all."""
-    for pair in pairs or ():
-        indices = list(pair)
-        if len(indices) != 2 or indices[0] == indices[1] or min(indices) < 0:
+    given: Any = pairs  # of whatever type
+    for pair in given or ():
+        indices = list(pair) if isinstance(pair, Sequence) else []
+        whole = all(isinstance(index, int) and index >= 0 for index in indices)
+        if len(indices) != 2 or not whole or indices[0] == indices[1]:
             raise ValueError(f"Expected pairs of two different modalities, got {pair}.")
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmfuse._checks import check_mask, check_shape
-from mmfuse._contrast import check_ids, masked_unit
+from mmfuse._checks import check_mask, check_shape, check_tensors
+from mmfuse._contrast import as_rows, check_ids, masked_unit, same_ids
 from mmfuse._contrast_chunks import Pairs, in_chunks
 from mmfuse._processes import Processes, processes
 
@@ -46,18 +46,17 @@ def check_negatives(  # noqa: PLR0917 - in the order of the arguments
         if negative_valid is not None:
             raise ValueError("Expected negative_keys with negative_valid, got negative_keys None.")
         return
-    if symmetric or (ids is None) != (key_ids is None):
-        given = ", ".join(
-            f"{name} {'None' if value is None else 'given'}"
-            for name, value in (("ids", ids), ("key_ids", key_ids))
-            if name == "ids" or value is not None
-        )
-        raise ValueError(
-            "Expected ids=None or key_ids with ids, and symmetric=False with negative_keys, "
-            f"got {given} and symmetric={symmetric}."
-        )
+    check_tensors(negative_keys=negative_keys)
     lead = query.shape[:1] if negative_keys.ndim == 3 else ()
     check_shape("negative_keys", negative_keys, *lead, "N", query.shape[1], leading=False)
+    if symmetric:
+        raise ValueError("Expected symmetric=False with negative_keys, got symmetric=True.")
+    if (ids is None) != (key_ids is None):
+        given = ["None" if known is None else "given" for known in (ids, key_ids)]
+        raise ValueError(
+            "Expected ids and key_ids, or none of them, with negative_keys, "
+            f"got ids {given[0]} and key_ids {given[1]}."
+        )
     if key_ids is not None:
         check_ids("key_ids", key_ids, *negative_keys.shape[:-1])
     if negative_valid is not None:
@@ -145,6 +144,8 @@ def summaries(
     """The summaries of all rows, and of all columns if ``both``."""
     if chunk_size is not None:
         size = None if isinstance(chunk_size, str) else chunk_size
+        if pairs.row_ids is not None:
+            pairs = pairs._replace(row_ids=as_rows(pairs.row_ids))
         return in_chunks(rows, columns, pairs, both=both, chunk_size=size)
     logits = rows @ columns.mT
     of_rows, *of_columns = _summarise(logits, pairs, (1, 0) if both else (1,))
@@ -179,7 +180,7 @@ def _masks(logits: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
     hidden = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
     same = None
     if pairs.row_ids is not None and pairs.column_ids is not None:
-        same = pairs.row_ids.unsqueeze(1) == pairs.column_ids
+        same = same_ids(pairs.row_ids, pairs.column_ids)
     if same is not None and not pairs.positives:
         hidden, same = hidden | same, None
     if pairs.row_valid is not None:

@@ -46,6 +46,8 @@ def processes(gather: Any, rows: Tensor) -> Processes | None:
     """
     if gather is None or gather is False:
         return None
+    if isinstance(gather, str | int) and gather is not True:
+        raise ValueError(f"Expected gather as True, False or a process group, got {gather!r}.")
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     group = None if gather is True else gather

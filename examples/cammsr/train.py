@@ -23,4 +23,4 @@ if __name__ == "__main__":
     except (DatasetError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("stopped; train.py --resume RUN goes on with that run folder")
+        sys.exit("\nstopped; train.py --resume RUN goes on, RUN is the run folder named above")

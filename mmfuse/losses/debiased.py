@@ -17,6 +17,7 @@ from mmfuse._contrast import (
     masked_log_sum,
     masked_unit,
     reduce_rows,
+    same_ids,
 )
 from mmfuse._precision import at_least_float32, without_autocast
 
@@ -66,7 +67,8 @@ def debiased_info_nce(
         tau_plus: Probability :math:`\tau^+`, below one, that a negative is a positive.
         beta: Concentration :math:`\beta \geq 0`; one in much of the second paper.
         reduction: ``"mean"`` over the valid rows, their ``"sum"``, or ``"none"``: one loss a row.
-        ids: What each row is about, as integers; keys of the row's own id are no negatives.
+        ids: What each row is about, as integers; keys of the row's own id are no negatives. -100
+            is unknown, and nobody else's.
         key_ids: What each of ``negative_keys`` is about; needs ``ids``.
         valid: Boolean; a row that is not valid has loss zero and is nobody's negative. Where no
             row is valid the loss is zero and still part of the graph.
@@ -239,7 +241,7 @@ def _in_batch(
     if valid is not None:
         negative = negative & valid
     if ids is not None:
-        negative = negative & (ids.unsqueeze(1) != ids)
+        negative = negative & ~same_ids(ids, ids)
     return cosines.diagonal(), cosines, negative
 
 
@@ -256,7 +258,7 @@ def _explicit(
         cosines = query @ negative_keys.mT
     negative = torch.ones_like(cosines, dtype=torch.bool)
     if ids is not None and key_ids is not None:
-        negative = ids.unsqueeze(1) != key_ids
+        negative = ~same_ids(ids, key_ids)
     return (query * key).sum(-1), cosines, negative
 
 

@@ -30,9 +30,10 @@ def all_gather_rows(
 
     .. note::
         :class:`torch.nn.parallel.DistributedDataParallel` then takes the *mean* of the gradients
-        over the processes. A loss that is to give the gradient of the whole batch is therefore, in
-        each process, its share of the whole times :math:`P`;
-        :func:`~mmfuse.losses.info_nce` with ``gather=True`` does this by itself.
+        over the processes. Where every process gathers both sides and takes the loss of the whole
+        batch, that is the gradient of the whole batch: any loss of this module works so, without a
+        factor. Where a process takes the loss of its own rows only, it has to be multiplied by
+        :math:`P`; :func:`~mmfuse.losses.info_nce` with ``gather=True`` does this by itself.
 
     Args:
         x: The rows of this process.

@@ -64,13 +64,16 @@ def info_nce(
     Args:
         query: What is looked for.
         positive_key: What should be found; row :math:`i` belongs to query :math:`i`.
-        negative_keys: Explicit negatives; ``None`` takes the other keys of the batch.
+        negative_keys: Explicit negatives, instead of the other keys of the batch; for both, append
+            the keys of the batch to them, with ids. Without any the loss is zero.
         temperature: Temperature :math:`\tau > 0`; a tensor of one element may be learned.
         reduction: ``"mean"`` over the valid rows, their ``"sum"``, or ``"none"``: one loss a row.
         ids: What each query is about, as integers; rows of one id are not each other's negatives.
+            -100 is unknown, and nobody else's.
         key_ids: The same of the explicit negatives, or else of the keys; ``None`` means ``ids``.
-        valid: Boolean; a row that is not valid has loss zero and is nobody's negative. Where no
-            row is valid the loss is zero and still part of the graph.
+        valid: Boolean, true where both sides are there; a row that is not valid has loss zero and
+            is nobody's negative. Where no row is valid the loss is zero and still part of the
+            graph. What an encoder of yours reads has to be masked before it.
         negative_valid: Boolean, false where an explicit negative is none.
         symmetric: Whether to take the mean of both directions, as :cite:`radford2021clip` does.
         similarity: ``"cosine"``, or ``"dot"`` for the product as it is.
@@ -78,7 +81,7 @@ def info_nce(
         chunk_size: Rows in a chunk, ``"auto"``, or ``None`` for all at once. Negatives of one set
             a row are larger than their similarities, and never in chunks.
         gather: Whether the batch is spread over processes; or their process group. Every process
-            must then give the same arguments.
+            must then call it, with the same arguments.
 
     Shape:
         - query, positive_key: :math:`(B, D)`

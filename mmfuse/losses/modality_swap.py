@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_mask, check_probability, check_shape
+from mmfuse._checks import check_mask, check_probability, check_shape, check_tensors
 from mmfuse._contrast import both_observed, check_pairs, chosen_pairs
 from mmfuse._precision import at_least_float32
 from mmfuse.losses.info_nce import InfoNCELoss, SameId, Similarity
@@ -127,7 +127,7 @@ class ModalitySwapInfoNCE(nn.Module):
         - encode: a function from :math:`(N, L, D)`, or :math:`(N, D)`, and a modality index to
           :math:`(N, D')`. It is called once for each modality, with its views of all pairs, one
           batch after another: :math:`N` is :math:`B` times the number of pairs that the modality
-          is in
+          is in, and ``valid.repeat(len(views) // len(valid), 1)`` says where they are padding
         - valid: :math:`(B, L)`, or :math:`(B)`, boolean, false at padding
         - present: that of ``streams`` without :math:`D`, boolean, true where observed
         - ids: :math:`(B)`; sequences of one id, say one target, are not each other's negatives
@@ -143,6 +143,15 @@ class ModalitySwapInfoNCE(nn.Module):
         >>> loss(streams, lambda stream, modality: stream.mean(1)).shape
         torch.Size([])
         >>> loss(streams[:, 0], lambda views, modality: views).shape  # without sequences
+        torch.Size([])
+
+        An encoder of padded sequences has the mask of all its views:
+
+        >>> valid = torch.arange(5) < torch.tensor([[5], [2], [3], [1]])
+        >>> def encode(views, modality):
+        ...     real = valid.repeat(len(views) // len(valid), 1).unsqueeze(-1)
+        ...     return torch.where(real, views, 0).sum(1) / real.sum(1)
+        >>> loss(streams, encode, valid).shape
         torch.Size([])
     """
 
@@ -185,6 +194,7 @@ class ModalitySwapInfoNCE(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:  # ()
         """Return the sum over the pairs; shapes are given in the class docstring."""
+        check_tensors(streams=streams)
         length = ("L",) if streams.ndim != 3 else ()
         check_shape("streams", streams, "B", *length, "M", "D", leading=False)
         if valid is not None:
@@ -223,8 +233,9 @@ def _encode(
         places = [place for place, (m, _) in enumerate(views) if m == modality]
         encoded = encode(torch.cat([views[place][1] for place in places]), modality)
         number, rows = len(places), views[0][1].shape[0]
-        if encoded.shape[:1] != (number * rows,):
-            raise ValueError(f"Expected {number * rows} rows of encode, got {encoded.shape[0]}.")
+        name = f"what encode returns for modality {modality}"
+        check_tensors(**{name: encoded})
+        check_shape(name, encoded, number * rows, "D", leading=False)
         parts = encoded.reshape(number, rows, *encoded.shape[1:])
         for place, part in zip(places, parts.unbind(0), strict=True):
             results[place] = part

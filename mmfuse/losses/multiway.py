@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -61,7 +62,7 @@ def multiway_info_nce(
         weights: One weight a pair, not negative; ``None`` weighs all alike.
         reduction: ``"mean"`` over the pairs that have a row, the weighted ``"sum"``, or
             ``"none"``: one loss a pair, without its weight.
-        ids: What each row is about; rows of one id are not each other's negatives.
+        ids: What each row is about; rows of one id are not each other's negatives, -100 is unknown.
         valid: Boolean; a row that is not valid takes part in no pair. Where no pair has a row the
             loss is zero and still part of the graph.
         symmetric: Whether each pair takes the mean of both directions.
@@ -216,8 +217,8 @@ def _each_pair(  # noqa: PLR0917 - in the order of the arguments
 def _check_pairs_and_weights(pairs: Sequence[Pair] | None, weights: Sequence[float] | None) -> None:
     check_pairs(pairs)
     for weight in weights or ():
-        if not weight >= 0:
-            raise ValueError(f"Expected weights >= 0, got {weight}.")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"Expected finite weights >= 0, got {weight}.")
     if pairs is not None:
         _check_weights(weights, len(pairs))
 

@@ -6,11 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_mask, check_positive, check_shape
-from mmfuse._contrast import check_ids
+from mmfuse._contrast import UNKNOWN, check_ids
 
 __all__ = ["KeyQueue"]
-
-UNKNOWN = -100
 
 
 class KeyQueue(nn.Module):
@@ -28,9 +26,10 @@ class KeyQueue(nn.Module):
     Everything is a buffer of the state dict, so that a run that is resumed has the same queue.
 
     .. note::
-        Under distributed training, gather the keys of all processes before they are enqueued: then
-        all have the same queue. Where each is to have its own, wrap the model with
-        ``broadcast_buffers=False``, or the first process overwrites all others.
+        Under distributed training each process should keep the keys of its own batches: wrap the
+        model with ``broadcast_buffers=False``, or the first process overwrites all others, and
+        give the keys to a loss with ``gather=True``, which takes those of all processes together.
+        Queues that are already the same on every process would count once for each.
 
     Args:
         size: How many keys :math:`S` to keep.
@@ -96,7 +95,7 @@ class KeyQueue(nn.Module):
     ) -> None:
         """Append the valid keys, in order, without gradient; the oldest make room.
 
-        Keys without ids have the id -100, which no row should have.
+        Keys without ids have the id -100, unknown, which is no other row's.
         """
         check_shape("keys", keys, "B", self.dim, leading=False)
         if ids is None:

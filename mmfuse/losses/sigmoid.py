@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
-from mmfuse._contrast import Reduction, check_ids, check_reduction, masked_unit, reduce_rows
+from mmfuse._contrast import (
+    Reduction,
+    check_ids,
+    check_reduction,
+    check_temperature,
+    masked_unit,
+    reduce_rows,
+    same_ids,
+)
 from mmfuse._precision import at_least_float32, without_autocast
 
 __all__ = ["SigmoidContrastiveLoss", "sigmoid_contrastive_loss"]
@@ -52,7 +60,7 @@ def sigmoid_contrastive_loss(
         reduction: ``"mean"`` over the rows that count, as in the paper, their ``"sum"``, or
             ``"none"``: one loss a query. A row counts where it is valid and one of its sides is
             present.
-        ids: What each row is about, as integers.
+        ids: What each row is about, as integers; -100 is unknown, and nobody else's.
         same_id: What pairs of one id but different rows are: left out (``"ignore"``) or
             ``"positive"``.
         valid: Boolean; a row that is not valid is in no pair. Where none is valid the loss is zero
@@ -193,11 +201,11 @@ class SigmoidContrastiveLoss(nn.Module):
 
 def _number(name: str, value: float | Tensor, like: Tensor) -> float | Tensor:
     """A number as it is; a tensor of one, in float32 at least."""
+    if name == "temperature":
+        check_temperature(value)
     if isinstance(value, Tensor):
         check_shape(name, value, leading=False)
         return value.to(at_least_float32(like))
-    if name == "temperature":
-        check_positive(temperature=value)
     return value
 
 
@@ -227,7 +235,7 @@ def _pairs(
     positive = torch.eye(logits.shape[0], dtype=torch.bool, device=logits.device)
     kept = torch.ones_like(positive)
     if ids is not None:
-        same = ids.unsqueeze(1) == ids
+        same = same_ids(ids, ids)
         if same_id == "positive":
             positive = positive | same
         else:

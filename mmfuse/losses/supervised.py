@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmfuse._checks import check_choice, check_mask, check_positive, check_shape
 from mmfuse._contrast import (
+    UNKNOWN,
     Reduction,
     check_ids,
     check_reduction,
@@ -21,8 +22,6 @@ from mmfuse._precision import at_least_float32, without_autocast
 __all__ = ["SupervisedContrastiveLoss", "supervised_contrastive_loss"]
 
 Form = Literal["out", "in"]
-
-UNKNOWN = -100
 
 
 def supervised_contrastive_loss(

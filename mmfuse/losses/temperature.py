@@ -57,7 +57,8 @@ class LearnedTemperature(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(temperature=temperature, minimum=minimum)
-        check_at_most("temperature", temperature, minimum=minimum)
+        if temperature < minimum:
+            raise ValueError(f"Expected temperature >= minimum = {minimum}, got {temperature}.")
         if maximum is not None:
             check_at_most("maximum", maximum, temperature=temperature)
         self.temperature = temperature

@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from cammsr.cli import parse
 from cammsr.config import Config
 from cammsr.dataset import Dataset, DatasetError, write_folder
 from cammsr.keeper import Keeper, best_epoch, is_over
@@ -189,3 +190,29 @@ def test_a_run_does_not_go_on_with_other_data(tiny, on_folder):
     write_folder(other, on_folder.data)
     with pytest.raises(DatasetError, match=r"'tiny' has changed since .* began: its values were"):
         run(on_folder, ["sasrec"], folder, progress=False)
+
+
+def test_the_command_goes_on_with_a_run_folder_and_with_data_that_moved(on_folder, tmp_path):
+    folder = run(on_folder, ["sasrec"], progress=False).folder
+    assert parse(["--resume", str(folder)]) == (on_folder, ["sasrec"], folder)
+    moved = Path(on_folder.data).rename(tmp_path / "moved")
+    config, models, resume = parse(["--resume", str(folder), "--data", str(moved)])
+    assert config == replace(on_folder, data=str(moved))
+    with pytest.raises(DatasetError, match="has changed since|is not"):
+        run(on_folder, models, resume, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--resume", "nowhere"],
+            "Expected a run folder after --resume, nowhere has no config.yaml",
+        ),
+        (["--resume", "nowhere", "--seed", "3"], "Expected --resume with --data at most"),
+    ],
+)
+def test_wrong_resumes_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse(arguments)
+    assert message in capsys.readouterr().err

@@ -773,12 +773,12 @@ QUERY = torch.ones(4, 3)
         (
             (QUERY, QUERY, QUERY),
             {"symmetric": True},
-            r"Expected ids=None .* negative_keys, got ids None and symmetric=True\.",
+            r"Expected symmetric=False with negative_keys, got symmetric=True\.",
         ),
         (
             (QUERY, QUERY, QUERY),
             {"ids": torch.arange(4)},
-            r"Expected .*symmetric=False with negative_keys, got ids given and symmetric=False\.",
+            r"Expected ids and key_ids, or none .* got ids given and key_ids None\.",
         ),
         (
             (QUERY,) * 2,
@@ -824,7 +824,7 @@ QUERY = torch.ones(4, 3)
         (
             (QUERY,) * 3,
             {"key_ids": torch.arange(4)},
-            r"Expected ids=None or key_ids with ids, .*got ids None, key_ids given and symmetric",
+            r"Expected ids and key_ids, or none .* got ids None and key_ids given\.",
         ),
         (
             (QUERY,) * 3,

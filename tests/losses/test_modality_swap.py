@@ -244,7 +244,8 @@ def test_encodes_the_views_of_a_modality_in_one_call(pairs, views):
 
 
 def test_an_encoder_that_loses_rows_is_an_error():
-    with pytest.raises(ValueError, match=r"Expected 4 rows of encode, got 3\."):
+    message = r"Expected what encode returns for modality 0 of shape \(4, D\), got \(3, 4\)\."
+    with pytest.raises(ValueError, match=message):
         ModalitySwapInfoNCE()(torch.randn(2, 5, 3, 4), lambda views, modality: views[1:].mean(1))
 
 
@@ -464,6 +465,10 @@ X = torch.ones(2, 5, 3, 4)
         ({"pairs": [(0, -1)]}, r"Expected pairs of two different modalities, got \(0, -1\)\."),
         ({"pairs": [(0, 1, 2)]}, r"Expected pairs .* modalities, got \(0, 1, 2\)\."),
         ({"pairs": [()]}, r"Expected pairs of two different modalities, got \(\)\."),
+        ({"pairs": (0, 1)}, r"Expected pairs of two different modalities, got 0\."),
+        ({"pairs": [(0.0, 1.0)]}, r"Expected pairs .* modalities, got \(0\.0, 1\.0\)\."),
+        ({"temperature": None}, r"Expected temperature as a number, got None\."),
+        ({"chunk_size": 2.5}, r"Expected chunk_size as a whole number, got 2\.5\."),
     ],
 )
 def test_rejects_bad_hyperparameters(options, message):
@@ -496,6 +501,12 @@ def test_rejects_a_mask_that_does_not_fit_beside_one_that_does():
         ModalitySwapInfoNCE()(X, encoder(5), **masks)
 
 
+def test_rejects_an_encoder_that_returns_no_tensor():
+    message = r"Expected what encode returns for modality 0 as a tensor, got tuple\."
+    with pytest.raises(ValueError, match=message):
+        ModalitySwapInfoNCE()(X, lambda views, modality: (views.mean(1), None))
+
+
 def test_rejects_a_pair_beyond_the_streams():
     message = r"Expected streams of at least 4 modalities for pairs \(\(0, 3\),\), got 3\."
     with pytest.raises(ValueError, match=message):
@@ -503,7 +514,8 @@ def test_rejects_a_pair_beyond_the_streams():
 
 
 def test_rejects_an_encoder_that_keeps_the_positions():
-    with pytest.raises(ValueError, match=r"Expected query of shape \(B, D\), got \(2, 5, 4\)\."):
+    message = r"Expected what encode returns for modality 0 of shape \(4, D\), got \(4, 5, 4\)\."
+    with pytest.raises(ValueError, match=message):
         ModalitySwapInfoNCE()(X, lambda stream, modality: stream)
 
 

@@ -273,7 +273,7 @@ STREAMS = torch.ones(4, 3, 2)
             r"Expected streams of at least 4 modalities for pairs \(\(0, 3\),\), got 3\.",
         ),
         (STREAMS, {"weights": [1.0]}, r"Expected one weight for each of 3 pairs, got 1\."),
-        (STREAMS, {"weights": [1.0, 1.0, -1.0]}, r"Expected weights >= 0, got -1\.0\."),
+        (STREAMS, {"weights": [1.0, 1.0, -1.0]}, r"Expected finite weights >= 0, got -1\.0\."),
         (STREAMS, {"present": torch.ones(4, 3)}, r"Expected present of dtype torch\.bool, got"),
         (
             STREAMS,
@@ -299,7 +299,7 @@ def test_rejects_bad_inputs(streams, options, message):
         ({"temperature": -1.0}, r"Expected temperature > 0, got -1\.0\."),
         ({"reduction": ""}, r"Expected reduction to be one of .*, got ''\."),
         ({"pairs": [(0, 0)]}, r"Expected pairs of two different modalities, got \(0, 0\)\."),
-        ({"weights": [math.nan]}, r"Expected weights >= 0, got nan\."),
+        ({"weights": [math.nan]}, r"Expected finite weights >= 0, got nan\."),
         (
             {"pairs": [(0, 1)], "weights": [1.0, 2.0]},
             r"Expected one weight for each of 1 pairs, got 2\.",

@@ -299,7 +299,11 @@ QUERY = torch.ones(4, 3)
         ((QUERY[0],) * 2, {}, r"Expected query of shape \(B, D\), got \(3,\)\."),
         ((QUERY, QUERY[:1]), {}, r"Expected positive_key of shape \(4, 3\), got \(1, 3\)\."),
         ((QUERY,) * 2, {"temperature": 0.0}, r"Expected temperature > 0, got 0\.0\."),
-        ((QUERY,) * 2, {"temperature": QUERY}, r"Expected temperature of shape \(\), got \(4, 3\)"),
+        (
+            (QUERY,) * 2,
+            {"temperature": QUERY},
+            r"Expected temperature of one element, got shape \(4, 3\)",
+        ),
         ((QUERY,) * 2, {"bias": QUERY[0]}, r"Expected bias of shape \(\), got \(3,\)\."),
         ((QUERY,) * 2, {"reduction": "max"}, r"Expected reduction to be one of .*, got 'max'\."),
         (

@@ -122,7 +122,7 @@ def test_contract(maximum):
     [
         ({"temperature": 0.0}, r"Expected temperature > 0, got 0\.0\."),
         ({"minimum": 0.0}, r"Expected minimum > 0, got 0\.0\."),
-        ({"temperature": 0.001}, r"Expected minimum <= temperature = 0\.001, got 0\.01\."),
+        ({"temperature": 0.001}, r"Expected temperature >= minimum = 0\.01, got 0\.001\."),
         ({"maximum": 0.05}, r"Expected temperature <= maximum = 0\.05, got 0\.07\."),
     ],
 )

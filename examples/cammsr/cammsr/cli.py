@@ -26,16 +26,23 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
     """The configuration, the names of the models to train, and the run to go on with."""
     parser = _parser("Train CAMMSR beside its floors and baselines.")
     parser.add_argument(
-        "--resume", type=Path | None, default=None, help="alone: a run folder to go on with"
+        "--resume",
+        type=Path | None,
+        default=None,
+        help="a run folder to go on with; beside it, only --data, if the data lie elsewhere now",
     )
     given = list(sys.argv[1:] if arguments is None else arguments)
-    folder: Path | None = parser.parse_args(given).resume
+    chosen = parser.parse_args(given)
+    folder: Path | None = chosen.resume
     if folder is not None:
-        if len(given) > 2:
-            parser.error(f"Expected --resume alone, the run has its settings; got {given}.")
+        moved = [] if chosen.data is None else ["--data", chosen.data]
+        if len(given) > 2 + len(moved):
+            parser.error(
+                f"Expected --resume with --data at most, the run has its settings: {given}."
+            )
         if not (folder / "config.yaml").is_file():
             parser.error(f"Expected a run folder after --resume, {folder} has no config.yaml.")
-        given = ["--config", str(folder / "config.yaml")]
+        given = ["--config", str(folder / "config.yaml"), *moved]
     return (*_read(parser, _parse(parser, given)), folder)
 
 

@@ -60,6 +60,7 @@ def run(
     if config.data is not None:
         dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
     folder = make_folder(config, models) if resume is None else resume
+    print(f"run folder: {folder}")
     if config.data is None:
         write_catalogue(folder / "planted", seed=config.seed)
         dataset, split = open_data(folder / "planted", config)
