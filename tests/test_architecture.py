@@ -488,7 +488,8 @@ def undeclared(source: str, declared: Iterable[str]) -> set[str]:
 
 def test_examples_declare_what_they_import() -> None:
     project = tomllib.loads(read(ROOT / "pyproject.toml"))["project"]
-    declared = [*project["dependencies"], *project["optional-dependencies"]["examples"]]
+    extras = project["optional-dependencies"]
+    declared = [*project["dependencies"], *extras["examples"], *extras["tune"]]
     for path in (ROOT / "examples").rglob("*.py"):
         assert not undeclared(read(path), declared), path
 

@@ -22,7 +22,7 @@ def ragged():
 def pairs(loader):
     """What is predicted from what: (items so far, next item)."""
     found = []
-    for items, valid, targets in loader:
+    for items, valid, targets, _ in loader:
         for row in range(len(items)):
             length = int(valid[row].sum())
             assert valid[row, :length].all()  # padding only on the right
@@ -43,7 +43,7 @@ def test_long_sequences_are_cut_to_their_end(ragged):
 
 
 def test_a_batch_is_as_wide_as_its_longest_sequence(ragged):
-    for items, valid, _ in training_loader(ragged, 10, 2, seed=0):
+    for items, valid, *_ in training_loader(ragged, 10, 2, seed=0):
         assert items.shape[1] == valid.sum(1).max()
 
 
@@ -75,7 +75,7 @@ def test_lengths_are_alike_within_a_batch_and_batches_are_shuffled():
 def test_targets_are_read_once_with_their_history(ragged):
     target = Target(ragged, torch.tensor([21, 22, 23, 24, 25]))
     found = {}
-    for items, valid, goal in target_loader(target, 3, 2):
+    for items, valid, goal, _ in target_loader(target, 3, 2):
         for row in range(len(goal)):
             found[int(goal[row])] = items[row, valid[row]].tolist()
     assert found == {21 + u: sequence[-3:] for u, sequence in enumerate(SEQUENCES)}

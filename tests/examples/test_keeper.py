@@ -198,7 +198,7 @@ def test_the_command_goes_on_with_a_run_folder_and_with_data_that_moved(on_folde
     moved = Path(on_folder.data).rename(tmp_path / "moved")
     config, models, resume = parse(["--resume", str(folder), "--data", str(moved)])
     assert config == replace(on_folder, data=str(moved))
-    with pytest.raises(DatasetError, match="has changed since|is not"):
+    with pytest.raises(DatasetError, match=r"is not a folder"):
         run(on_folder, models, resume, progress=False)
 
 

@@ -23,6 +23,7 @@ class Batch(NamedTuple):
     items: Tensor  # (B, L)
     valid: Tensor  # (B, L)
     targets: Tensor  # (B, L)
+    times: Tensor | None = None  # (B, L) int64, of the items, if they are known
 
 
 class TargetBatch(NamedTuple):
@@ -31,6 +32,7 @@ class TargetBatch(NamedTuple):
     items: Tensor  # (B, L)
     valid: Tensor  # (B, L)
     target: Tensor  # (B,)
+    times: Tensor | None = None  # (B, L) int64, of the items, if they are known
 
 
 class LengthBuckets(Sampler[Tensor]):
@@ -96,7 +98,10 @@ class TrainingSequences(Dataset[Batch]):
 
     def __getitem__(self, rows: Tensor) -> Batch:
         items, valid = self.sequences.padded(rows, self.max_length + 1)
-        return Batch(items[:, :-1], valid[:, 1:], items[:, 1:])
+        times = self.sequences.padded_times(rows, self.max_length + 1)
+        return Batch(
+            items[:, :-1], valid[:, 1:], items[:, 1:], None if times is None else times[:, :-1]
+        )
 
 
 class Targets(Dataset[TargetBatch]):
@@ -108,7 +113,8 @@ class Targets(Dataset[TargetBatch]):
 
     def __getitem__(self, rows: Tensor) -> TargetBatch:
         items, valid = self.target.history.padded(rows, self.max_length)
-        return TargetBatch(items, valid, self.target.item[rows])
+        times = self.target.history.padded_times(rows, self.max_length)
+        return TargetBatch(items, valid, self.target.item[rows], times)
 
 
 def training_loader(
@@ -116,8 +122,10 @@ def training_loader(
 ) -> ResumableLoader:
     """All sequences of at least two items, in a new order every epoch."""
     lengths = sequences.lengths
-    trainable = (lengths >= 2).nonzero().squeeze(1)
-    kept = Ragged.from_lengths(sequences.values[(lengths >= 2)[sequences.rows]], lengths[trainable])
+    trainable = lengths >= 2
+    entries = trainable[sequences.rows]
+    times = None if sequences.times is None else sequences.times[entries]
+    kept = Ragged.from_lengths(sequences.values[entries], lengths[trainable], times)
     sampler = LengthBuckets(kept.lengths.clamp(max=max_length + 1), batch_size, seed)
     return ResumableLoader(TrainingSequences(kept, max_length), sampler=sampler, batch_size=None)
 

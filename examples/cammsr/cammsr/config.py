@@ -80,7 +80,9 @@ class ObjectiveConfig:
         contrast_temperature: Temperature of its InfoNCE; 1 as printed.
         contrast_symmetric: Whether to take both directions.
         swap_probability: Probability rho of a swap at a position.
-        category_weight: Weight of the category loss; 0 as printed.
+        category_weight: Weight of the category loss; 0 as printed, and 1 for HM4SR always.
+        id_contrast_weight: Weight of HM4SR's contrast of a user with the next item's id.
+        placeholder_weight: Weight of HM4SR's contrast with placeholders made of the time.
         balance_weight: Weight of the losses that even out the load of routed experts.
         z_weight: Weight of the loss that keeps the scores of a router small.
         label_smoothing: Label smoothing of the next-item cross entropy.
@@ -91,6 +93,8 @@ class ObjectiveConfig:
     contrast_symmetric: bool = True
     swap_probability: float = 0.5
     category_weight: float = 0.1
+    id_contrast_weight: float = 1.0
+    placeholder_weight: float = 1.0
     balance_weight: float = 0.01
     z_weight: float = 0.001
     label_smoothing: float = 0.0
@@ -98,6 +102,7 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         """Refuse what no objective can be made of."""
         _check_at_least(0, self, "contrast_weight", "category_weight")
+        _check_at_least(0, self, "id_contrast_weight", "placeholder_weight")
         _check_at_least(0, self, "balance_weight", "z_weight")
         _check_share(self, "label_smoothing", "swap_probability")
 

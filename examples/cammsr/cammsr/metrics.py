@@ -7,7 +7,7 @@ which is what a random order does on average.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ __all__ = [
     "Ranks",
     "RankingMetrics",
     "Scorer",
+    "TimedScorer",
     "evaluate",
     "expected_rank",
     "ranking_values",
@@ -47,6 +48,16 @@ class Scorer(Protocol):
         Returns:
             Scores (B, V), the higher the better.
         """
+        ...
+
+
+class TimedScorer(Protocol):
+    """A scorer that may read when the items were."""
+
+    reads_times: bool
+
+    def scores(self, items: Tensor, valid: Tensor, times: Tensor | None = None) -> Tensor:
+        """Score every item as a :class:`Scorer` does, given the times of the items, (B, L)."""
         ...
 
 
@@ -151,7 +162,10 @@ def target_ranks(scorer: Scorer, target: Target, *, batch_size: int = 256) -> Ra
     for rows in torch.split(torch.arange(len(target.item)), batch_size):
         items, valid = target.history.padded(rows)
         goal = target.item[rows]
-        scores = scorer.scores(items, valid)
+        if _reads_times(scorer):
+            scores = scorer.scores(items, valid, target.history.padded_times(rows))
+        else:
+            scores = scorer.scores(items, valid)
         rank = expected_rank(scores, goal)
         plain.append(rank.cpu())
         masked.append(unseen_rank(rank, scores, goal, items, valid).cpu())
@@ -172,3 +186,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Rank every user's target once and average, over all items and over unseen items."""
     return summarise(target_ranks(scorer, target, batch_size=batch_size), masked=masked)
+
+
+def _reads_times(scorer: Scorer | TimedScorer) -> TypeGuard[TimedScorer]:
+    return bool(getattr(scorer, "reads_times", False))

@@ -57,7 +57,8 @@ class RecommenderModule(LightningModule):
     def validation_step(self, batch: TargetBatch, batch_idx: int) -> None:
         """Rank the validation targets of some users over the whole catalogue."""
         assert self.scorer is not None  # made at the start of the epoch
-        self.metrics.update(self.scorer.scores(batch.items, batch.valid), batch.target)
+        scores = self.scorer.scores(batch.items, batch.valid, batch.times)
+        self.metrics.update(scores, batch.target)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all users."""

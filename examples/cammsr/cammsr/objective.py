@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from cammsr.batches import Batch
 from cammsr.config import ObjectiveConfig
+from cammsr.hm4sr import HM4SR
 from cammsr.model import CAMMSR, RecommenderOutput, last_position
 from mmfuse import ModalitySwapInfoNCE
 
@@ -28,11 +29,17 @@ class Objective(nn.Module):
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The losses by name, unweighted, and ``"loss"``, their weighted sum."""
-        output: RecommenderOutput = model(batch.items, batch.valid)
+        output: RecommenderOutput
+        if isinstance(model, HM4SR):
+            output = model(batch.items, batch.valid, times=batch.times, targets=batch.targets)
+        else:
+            output = model(batch.items, batch.valid)
         losses = {"next_item": self._next_item(output, batch), **output.losses}
         weights = {
             "next_item": 1.0,
             "category": self.config.category_weight,
+            "id_contrast": self.config.id_contrast_weight,
+            "placeholder_contrast": self.config.placeholder_weight,
             "importance": self.config.balance_weight,
             "load": self.config.balance_weight,
             "balance": self.config.balance_weight,

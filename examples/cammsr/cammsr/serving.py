@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cammsr.dataset import UNKNOWN, Dataset
+from cammsr.hm4sr import HM4SR
 from cammsr.index import Index, IndexKind, recall
 from cammsr.ranking import BLOCK, Reader, Reading, Scoring, TopK, top_k
 from cammsr.saved import Catalogue, ServingError, read_catalogue, read_run, restore
@@ -67,7 +68,12 @@ def load(run: str | Path, model: str | None = None, data: str | Path | None = No
     saved = read_run(run)
     name = saved.choose(model)
     catalogue = read_catalogue(saved, data)
-    return Recommender(restore(saved, name, catalogue.dataset), catalogue, name=name)
+    trained = restore(saved, name, catalogue.dataset)
+    if isinstance(trained, HM4SR):
+        raise ServingError(
+            f"{name} reads when each item was taken, which is not known here. Give another model."
+        )
+    return Recommender(trained, catalogue, name=name)
 
 
 class Recommender:

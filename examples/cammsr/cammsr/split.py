@@ -19,15 +19,17 @@ class Ragged:
     Attributes:
         values: all entries, row by row.
         offsets: where each row begins, and where the last one ends.
+        times: when each entry was, if that is known.
     """
 
     values: Tensor  # (N,) int64
     offsets: Tensor  # (R + 1,) int64
+    times: Tensor | None = None  # (N,) int64
 
     @classmethod
-    def from_lengths(cls, values: Tensor, lengths: Tensor) -> Ragged:
-        """Cut the values (N,) into rows of these lengths (R,)."""
-        return cls(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]))
+    def from_lengths(cls, values: Tensor, lengths: Tensor, times: Tensor | None = None) -> Ragged:
+        """Cut the values (N,), and their times (N,), into rows of these lengths (R,)."""
+        return cls(values, torch.cat([lengths.new_zeros(1), lengths.cumsum(0)]), times)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -58,15 +60,28 @@ class Ragged:
         Returns:
             The entries (B, L) and which of them are real (B, L), L being the longest of these rows.
         """
+        index, valid = self._window(rows, max_length)
+        items = torch.zeros_like(index)
+        items[valid] = self.values[index[valid]]
+        return items, valid
+
+    def padded_times(self, rows: Tensor, max_length: int | None = None) -> Tensor | None:  # (B, L)
+        """The times of what :meth:`padded` returns, 0 at padding; None where they are not known."""
+        if self.times is None:
+            return None
+        index, valid = self._window(rows, max_length)
+        times = torch.zeros_like(index)
+        times[valid] = self.times[index[valid]]
+        return times
+
+    def _window(self, rows: Tensor, max_length: int | None) -> tuple[Tensor, Tensor]:
+        """Where the last entries of some rows lie, and which places are real, both (B, L)."""
         lengths = self.lengths[rows]
         if max_length is not None:
             lengths = lengths.clamp(max=max_length)
         position = torch.arange(int(lengths.max()) if len(lengths) else 0)
-        valid = position < lengths[:, None]  # (B, L)
-        index = (self.offsets[rows + 1] - lengths)[:, None] + position
-        items = torch.zeros_like(index)
-        items[valid] = self.values[index[valid]]
-        return items, valid
+        valid = position < lengths[:, None]
+        return (self.offsets[rows + 1] - lengths)[:, None] + position, valid
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +116,7 @@ def leave_one_out(dataset: Dataset) -> Split:
             f"User {user} of '{dataset.name}' has {int(counts[user])} interactions, leave-one-out "
             "needs at least 3. Drop such users with k_core(dataset, k=3) or more."
         )
-    sequences = Ragged.from_lengths(dataset.item_ids, counts)
+    sequences = Ragged.from_lengths(dataset.item_ids, counts, dataset.timestamps)
     ends = sequences.offsets[1:]
     train, history = _without_last(sequences, 2), _without_last(sequences, 1)
     return Split(
@@ -127,4 +142,5 @@ def keep_last(
 def _without_last(sequences: Ragged, count: int) -> Ragged:
     position = torch.arange(len(sequences.values))
     keep = position < (sequences.offsets[1:] - count)[sequences.rows]
-    return Ragged.from_lengths(sequences.values[keep], sequences.lengths - count)
+    times = None if sequences.times is None else sequences.times[keep]
+    return Ragged.from_lengths(sequences.values[keep], sequences.lengths - count, times)

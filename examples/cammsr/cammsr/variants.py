@@ -9,9 +9,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from cammsr.baselines import fused_recommender, sasrec
+from cammsr.baselines import fused_recommender, mmmlp, sasrec, unisrec
 from cammsr.config import Config
 from cammsr.dataset import Dataset
+from cammsr.gru4rec import GRU4Rec
+from cammsr.hm4sr import HM4SR
 from cammsr.model import CAMMSR
 from cammsr.objective import Objective
 from mmfuse.fusion import available
@@ -32,12 +34,21 @@ def _without_contrast(config: Config) -> Config:
     return replace(config, objective=replace(config.objective, contrast_weight=0.0))
 
 
+def _all_losses_alike(config: Config) -> Config:
+    """The categories weigh 1, as HM4SR's authors have it."""
+    return replace(config, objective=replace(config.objective, category_weight=1.0))
+
+
 def _as_configured(config: Config) -> Config:
     return config
 
 
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]] = {
     "sasrec": (sasrec, _as_configured),
+    "gru4rec": (GRU4Rec, _as_configured),
+    "unisrec": (unisrec, _as_configured),
+    "mmmlp": (mmmlp, _as_configured),
+    "hm4sr": (HM4SR, _all_losses_alike),
     **{name: (partial(fused_recommender, fusion=name), _as_configured) for name in available()},
     "cammsr": (CAMMSR, _as_configured),
     "cammsr w/o guidance": (CAMMSR, _without_guidance),

@@ -1,0 +1,198 @@
+"""HM4SR: experts that read all modalities, experts of time, one causal Transformer a modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from cammsr.config import ModelConfig
+from cammsr.encoder import make_encoder
+from cammsr.hm4sr_losses import (
+    category_loss,
+    choose_positions,
+    id_contrast,
+    placeholder_contrast,
+)
+from cammsr.items import ItemStreams, look_up
+from cammsr.model import RecommenderOutput, last_position, last_valid
+from mmfuse.fusion import InteractiveMixture
+from mmfuse.layers import mask_absent
+from mmfuse.types import Streams
+
+__all__ = ["HM4SR", "TemporalMixture", "TimeCode"]
+
+INTERVALS = 4096  # rows of the table of intervals: the last begins at 2 ** 40.95
+YEAR = 31_557_600  # seconds
+TEMPORAL_EXPERTS = 4
+
+
+class TimeCode(nn.Module):
+    r"""When an item was taken, and how long after the one before it.
+
+    .. math::
+        \mathbf{c}_l = \bigl[\mathrm{Emb}(\lfloor 100 \log_2(t_l - t_{l-1} + 1) \rfloor);
+        \cos\bigl((w_j t_l + b_j) \, 10000^{-j/D}\bigr)_{j=0}^{D-1}\bigr]
+
+    The first position's interval is 0. The cosine takes t in years, which is the same formula with
+    other weights: in seconds, one step of Adam would turn it hundreds of thousands of radians.
+    """
+
+    frequency: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.intervals = nn.Embedding(INTERVALS, dim)
+        self.moment = nn.Linear(1, dim)
+        frequency = 10000.0 ** (-torch.arange(dim) / dim)
+        self.register_buffer("frequency", frequency, persistent=False)
+        nn.init.normal_(self.intervals.weight, std=0.02)
+
+    def forward(self, times: Tensor) -> Tensor:  # (B, L) int64 -> (B, L, 2 D)
+        """The code of every position; what comes out at padding is meaningless."""
+        passed = times.diff(dim=1, prepend=times[:, :1]).clamp(min=0)
+        step = (100 * torch.log2(passed.double() + 1)).floor().long().clamp(max=INTERVALS - 1)
+        years = (times.double() / YEAR).to(self.frequency.dtype).unsqueeze(-1)
+        moment = torch.cos(self.moment(years) * self.frequency)
+        return torch.cat([self.intervals(step), moment], dim=-1)
+
+
+class TemporalMixture(nn.Module):
+    r"""Experts that scale every feature of all streams, weighed by the time.
+
+    .. math::
+        \hat{\mathbf{x}} = \sum_{e=1}^{E} \operatorname{softmax}(\mathbf{U} \mathbf{c} +
+        \mathbf{b})_e \, \mathbf{v}_e \odot [\mathbf{x}_1; \ldots; \mathbf{x}_M]
+
+    The experts start near one, so that the streams pass at first. All of them are trained: those of
+    the authors' code lie in a plain list, which no optimizer sees.
+    """
+
+    def __init__(self, dim: int, num_modalities: int, num_experts: int = TEMPORAL_EXPERTS) -> None:
+        super().__init__()
+        self.gate = nn.Linear(2 * dim, num_experts)
+        self.experts = nn.Parameter(torch.empty(num_experts, num_modalities, dim))
+        nn.init.normal_(self.experts, mean=1.0, std=0.1)
+
+    def forward(
+        self,
+        x: Tensor,  # (B, L, M, D)
+        code: Tensor,  # (B, L, 2 D)
+    ) -> Tensor:  # (B, L, M, D)
+        """The scaled streams; what is zero stays zero."""
+        weights = torch.softmax(self.gate(code), dim=-1)
+        return x * torch.einsum("ble,emd->blmd", weights, self.experts)
+
+
+class HM4SR(nn.Module):
+    """HM4SR (Zhang et al., 2025), for any number of modalities.
+
+    Streams of id, text and image, with positions, go through the interactive mixture (as many
+    experts as ``config.num_experts``), the temporal mixture, and a Transformer each, always with
+    LayerNorm. A score is the sum over the modalities of state times item, the items as they are.
+
+    Given ``targets`` it adds its own losses, unweighted: ``id_contrast``,
+    ``placeholder_contrast``, ``category``. Contrasts are taken at the last position. The paper
+    trains on prefixes with one target each; here every position is trained in one causal pass.
+    Where times are not known, positions stand in for them.
+    """
+
+    labels: Tensor
+
+    def __init__(
+        self,
+        features: Mapping[str, Tensor],  # modality -> (V, D_m)
+        labels: Tensor,  # (V, C) bool
+        config: ModelConfig,
+    ) -> None:
+        super().__init__()
+        dim, (num_items, num_categories) = config.dim, labels.shape
+        self.items = ItemStreams(
+            features, num_items, dim, use_id=config.use_id, scale=config.init_scale
+        )
+        self.register_buffer("labels", labels, persistent=False)
+        modalities = len(self.items.names)
+        self.first_other = int(config.use_id)  # the id comes first
+        self.positions = nn.Parameter(torch.empty(config.max_length, dim))
+        self.interactive = InteractiveMixture(
+            dim,
+            modalities,
+            num_experts=config.num_experts,
+            target=0 if config.use_id else None,
+        )
+        self.time_code = TimeCode(dim)
+        self.temporal = TemporalMixture(dim, modalities)
+        layer_norm = replace(config, norm="layernorm")
+        self.encoders = nn.ModuleList(make_encoder(layer_norm) for _ in range(modalities))
+        self.placeholders = nn.ModuleList(
+            nn.Linear(2 * dim, dim) for _ in range(modalities - self.first_other)
+        )
+        self.head = nn.Linear(modalities * dim, num_categories) if num_categories else None
+        nn.init.normal_(self.positions, std=config.init_scale)
+
+    def forward(
+        self,
+        items: Tensor,  # (B, L)
+        valid: Tensor,  # (B, L)
+        catalogue: Streams | None = None,  # (V, M, D)
+        *,
+        times: Tensor | None = None,  # (B, L) int64
+        targets: Tensor | None = None,  # (B, L)
+    ) -> RecommenderOutput:
+        """Read histories, padded on the right; ``catalogue`` spares projecting it again."""
+        x, observed = self.items() if catalogue is None else catalogue
+        catalogue = Streams(mask_absent(x, observed), observed)
+        if times is None:
+            times = torch.arange(items.shape[1], device=items.device).expand(items.shape)
+        code = self.time_code(times)
+        x, present = look_up(catalogue, items)
+        told = self.interactive(x + self.positions[: items.shape[1], None, :], present).x
+        streams = self.temporal(told, code)
+        states = torch.stack(
+            [encode(s) for encode, s in zip(self.encoders, streams.unbind(-2), strict=True)], -2
+        )
+        losses = {}
+        if targets is not None:
+            last = last_position(valid)
+            target = targets.gather(1, last.unsqueeze(1)).squeeze(1)
+            losses = {
+                **self._id_contrast(catalogue, states, valid, target),
+                **self._placeholder_contrast(
+                    Streams(streams, present), states, code, valid, target
+                ),
+                **self._category(catalogue, items, valid),
+            }
+        candidates = catalogue.x.flatten(-2)
+        return RecommenderOutput(states.flatten(-2), candidates, losses, None, None)
+
+    def _id_contrast(
+        self, catalogue: Streams, states: Tensor, valid: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        if self.first_other == 0:
+            return {}
+        state = last_valid(states[..., 0, :], valid)
+        return {"id_contrast": id_contrast(state, catalogue.x[:, 0], target)}
+
+    def _placeholder_contrast(
+        self, read: Streams, states: Tensor, code: Tensor, valid: Tensor, target: Tensor
+    ) -> dict[str, Tensor]:
+        first, last = self.first_other, last_position(valid)
+        if len(self.encoders) == first:
+            return {}
+        loss = placeholder_contrast(
+            Streams(read.x[..., first:, :], read.present[..., first:]),
+            last_valid(states, valid)[:, first:],
+            torch.stack([make(code) for make in self.placeholders], dim=-2),
+            lambda stream, s: self.encoders[first + s](stream, last),
+            chosen=choose_positions(valid),
+            valid=valid,
+            target=target,
+        )
+        return {"placeholder_contrast": loss}
+
+    def _category(self, catalogue: Streams, items: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        if self.head is None:
+            return {}
+        return {"category": category_loss(self.head, catalogue.x, self.labels, items, valid)}
