@@ -83,7 +83,7 @@ def check_probability(**values: float) -> None:
 def check_at_most(limit_name: str, limit: float, **values: float) -> None:
     """Demand that no named number is greater than another one."""
     for name, value in values.items():
-        if value > limit:
+        if not value <= limit:
             raise ValueError(f"Expected {name} <= {limit_name} = {limit}, got {value}.")
 
 

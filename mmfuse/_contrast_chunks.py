@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mmfuse._precision import without_autocast
+from mmfuse._precision import check_no_tangent, without_autocast
 
 __all__ = ["Pairs", "in_chunks"]
 
@@ -39,6 +39,7 @@ def in_chunks(
     chunk_size: int | None,
 ) -> tuple[Tensor, Tensor]:  # (3, n), (3, m) or (3, 0)
     """The summaries of all rows, and of all columns if ``both``; ``None`` chooses a size."""
+    check_no_tangent("A contrast in chunks", rows, columns)
     of_rows: Tensor
     of_columns: Tensor
     of_rows, of_columns = _forward(

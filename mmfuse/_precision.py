@@ -6,8 +6,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["at_least_float32", "unit", "without_autocast"]
+__all__ = ["at_least_float32", "check_no_tangent", "unit", "without_autocast"]
 
 _NOTHING = 1e-30  # the reciprocal, times what a loss makes of it, is still a float32
 
@@ -26,6 +27,15 @@ def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     A device without numbers has no autocast; to ask which have one breaks the graph of torch 2.11.
     """
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+def check_no_tangent(what: str, *tensors: Tensor) -> None:
+    """Refuse forward-mode derivatives, which a registered operator would leave out in silence."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{what} has no forward-mode derivative; take a gradient.")
 
 
 def unit(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
 
 __all__ = ["Processes", "processes"]
 
@@ -76,6 +77,7 @@ class _Rows(torch.autograd.Function):
         return torch.cat(trimmed).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         those = ctx.those
         total = gradients[0].clone(memory_format=torch.contiguous_format)
@@ -94,5 +96,6 @@ class _Total(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.number, None

@@ -65,11 +65,11 @@ def swap_modalities(
     check_probability(p=p)
     check_shape("a", a, "L", "D")
     check_shape("b", b, *a.shape, leading=False)
-    draws = torch.rand(a.shape[:-1], generator=generator, device=a.device)
+    draws = torch.rand(a.shape[:-1], generator=generator, device=a.device, dtype=torch.float32)
     if valid is not None:
         check_mask("valid", valid, a.shape[:-1])
     if exact:
-        odd = torch.rand(a.shape[:-2], generator=generator, device=a.device)
+        odd = torch.rand(a.shape[:-2], generator=generator, device=a.device, dtype=torch.float32)
         swap = _smallest(draws, p, odd, valid)
     else:
         swap = draws < p if valid is None else (draws < p) & valid
@@ -86,7 +86,9 @@ def _smallest(
     """Where the share ``p`` of the valid draws is, the smallest of them."""
     if valid is None:
         valid = torch.ones_like(draws, dtype=torch.bool)
-    number = (valid.sum(-1) * p + odd).floor()
+    wide = torch.float32 if draws.device.type == "mps" else torch.float64
+    share = valid.sum(-1).to(wide) * p
+    number = share.floor() + (odd < share.frac())
     order = draws.masked_fill(~valid, 2.0).argsort(-1)
     return (order.argsort(-1) < number.unsqueeze(-1)) & valid
 

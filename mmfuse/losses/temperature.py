@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmfuse._checks import check_at_most, check_positive
-from mmfuse._precision import at_least_float32
+from mmfuse._precision import at_least_float32, check_no_tangent
 
 __all__ = ["LearnedTemperature"]
 
@@ -75,6 +75,7 @@ class LearnedTemperature(nn.Module):
         """Return the temperature."""
         highest = math.inf if self.maximum is None else math.log(self.maximum)
         wide = self.log_temperature.to(at_least_float32(self.log_temperature))
+        check_no_tangent("A temperature with bounds", wide)
         bounded: Tensor = _clamp(wide, math.log(self.minimum), highest)
         return bounded.exp()
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import multiprocessing
-import os
 import random
 import shutil
-import signal
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from safetensors.torch import load_file
 from cammsr.cli import parse
 from cammsr.config import Config
 from cammsr.dataset import Dataset, DatasetError, write_folder
-from cammsr.keeper import Keeper, best_epoch, is_over
+from cammsr.keeper import BrokenFileError, Keeper, best_epoch, is_over
 from cammsr.module import RecommenderModule
 from cammsr.run import run
 from cammsr.split import Split, leave_one_out
@@ -106,6 +105,48 @@ def test_stopped_at_any_step_it_ends_the_same(tiny, split, config, tmp_path, mon
         assert_same(everything(steps("cammsr", tiny, split, config, folder), folder), wanted)
 
 
+@pytest.mark.parametrize("every", [None, 1, 3])
+def test_stopped_before_a_validation_it_is_not_left_out(
+    tiny, split, config, tmp_path, monkeypatch, every
+):
+    """Also where a checkpoint would fall on the last batch of an epoch."""
+    config = replace(config, training=replace(config.training, checkpoint_steps=every))
+    wanted = everything(
+        steps("cammsr", tiny, split, config, tmp_path / "whole"), tmp_path / "whole"
+    )
+    begin, done = RecommenderModule.on_validation_epoch_start, []
+
+    def stopping(module):
+        if module.global_step == stop and not done:
+            done.append(stop)
+            raise StoppedError
+        begin(module)
+
+    monkeypatch.setattr(RecommenderModule, "on_validation_epoch_start", stopping)
+    for stop in (3, 9):
+        done.clear()
+        folder = tmp_path / f"stopped-{stop}"
+        with pytest.raises(StoppedError):
+            steps("cammsr", tiny, split, config, folder)
+        assert_same(everything(steps("cammsr", tiny, split, config, folder), folder), wanted)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK no checkpoint", b"\x80\x02cos\nsystem\n"])
+@pytest.mark.parametrize("file", ["last.ckpt", "weights.safetensors"])
+def test_a_broken_file_says_which_and_what_to_do(tiny, split, config, tmp_path, file, content):
+    steps("sasrec", tiny, split, config, tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(BrokenFileError, match=rf"{file} cannot be read\. Delete .* from the start"):
+        steps("sasrec", tiny, split, config, tmp_path)
+
+
+def test_weights_that_are_gone_are_named(tiny, split, config, tmp_path):
+    steps("sasrec", tiny, split, config, tmp_path)
+    (tmp_path / "weights.safetensors").unlink()
+    with pytest.raises(BrokenFileError, match=r"weights\.safetensors cannot be read"):
+        steps("sasrec", tiny, split, config, tmp_path)
+
+
 def test_what_is_over_is_not_trained_again(tiny, split, config, tmp_path, monkeypatch):
     first = steps("sasrec", tiny, split, config, tmp_path)
     monkeypatch.setattr(RecommenderModule, "training_step", None)
@@ -149,7 +190,7 @@ def test_killed_at_random_moments_it_ends_the_same(tiny, split, config, tmp_path
         folder = tmp_path / f"killed-{number}"
         process = start(folder.name)
         time.sleep(moments.uniform(0, 1) * length)
-        os.kill(process.pid, signal.SIGKILL)
+        process.kill()  # SIGKILL, to a process that may have ended already
         process.join()
         assert_same(everything(steps("cammsr", tiny, split, config, folder), folder), wanted)
 
@@ -181,6 +222,29 @@ def test_a_stopped_run_goes_on_in_its_folder(on_folder, monkeypatch):
     assert result.folder == stopped
     for got, wanted in zip(result.models, whole.models, strict=True):
         assert (got.name, got.curve, got.test) == (wanted.name, wanted.curve, wanted.test)
+
+
+def test_a_stopped_resume_keeps_what_the_run_had_found(on_folder, monkeypatch):
+    folder = run(on_folder, ["sasrec", "cammsr"], progress=False).folder
+    found = json.loads((folder / "metrics.json").read_text())["models"]
+
+    def stopping(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cammsr.run.train", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_folder, ["sasrec", "cammsr"], folder, progress=False)
+    assert json.loads((folder / "metrics.json").read_text())["models"] == found
+
+
+def test_a_run_does_not_go_on_with_other_settings(on_folder):
+    folder = run(on_folder, ["sasrec"], progress=False).folder
+    with pytest.raises(
+        ValueError, match=r"Expected the settings that .* began with, seed 0, got 1"
+    ):
+        run(replace(on_folder, seed=1), ["sasrec"], folder, progress=False)
+    with pytest.raises(ValueError, match=r"models \['sasrec'\], got \['cammsr'\]"):
+        run(on_folder, ["cammsr"], folder, progress=False)
 
 
 def test_a_run_does_not_go_on_with_other_data(tiny, on_folder):

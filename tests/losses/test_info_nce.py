@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -879,3 +879,17 @@ def test_repr_shows_what_is_not_usual():
         "  (temperature): LearnedTemperature(0.07, minimum=0.01, maximum=None)\n"
         ")"
     )
+
+
+def test_forward_mode_is_right_or_refused():
+    query, key, tangent = torch.randn(3, 4, 5, dtype=torch.float64)
+    step = 1e-6
+
+    def loss(query: Tensor, **options: Any) -> Tensor:
+        return info_nce(query, key, **options)
+
+    slope = torch.func.jvp(loss, (query,), (tangent,))[1]
+    both = loss(query + step * tangent) - loss(query - step * tangent)
+    torch.testing.assert_close(slope, both / (2 * step), rtol=1e-6, atol=1e-8)
+    with pytest.raises(NotImplementedError, match="A contrast in chunks has no forward-mode"):
+        torch.func.jvp(lambda query: loss(query, chunk_size=2), (query,), (tangent,))

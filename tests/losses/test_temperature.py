@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from mmfuse.losses import LearnedTemperature
 from mmfuse.testing import assert_block_contract
@@ -133,3 +134,13 @@ def test_rejects_bad_hyperparameters(options, message):
 
 def test_repr():
     assert repr(LearnedTemperature()) == "LearnedTemperature(0.07, minimum=0.01, maximum=None)"
+
+
+def test_forward_mode_is_refused_where_it_would_be_wrong():
+    """A registered operator leaves a tangent out in silence."""
+
+    def temperature(logarithm: Tensor) -> Tensor:
+        return torch.func.functional_call(LearnedTemperature(), {"log_temperature": logarithm}, ())
+
+    with pytest.raises(NotImplementedError, match="A temperature with bounds has no forward-mode"):
+        torch.func.jacfwd(temperature)(torch.tensor(-1.0))

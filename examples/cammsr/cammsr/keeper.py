@@ -6,14 +6,16 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["Keeper", "best_epoch", "is_over", "weights"]
+__all__ = ["BrokenFileError", "Keeper", "best_epoch", "is_over", "weights"]
 
 
 def best_epoch(curve: Sequence[float]) -> int:
@@ -33,6 +35,10 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
     """Everything needed to load the model again, except for the frozen raw features."""
     state = model.state_dict()
     return {name: value.contiguous() for name, value in state.items() if ".tables." not in name}
+
+
+class BrokenFileError(OSError):
+    """A file of a stopped training cannot be read; the message says what to do."""
 
 
 class Keeper(Callback):
@@ -87,8 +93,9 @@ class Keeper(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The same within an epoch, if it is asked for."""
-        if self.every is not None and trainer.global_step % self.every == 0:
-            self._save(trainer)
+        if self.every is None or trainer.global_step % self.every or trainer.is_last_batch:
+            return  # after the last batch the epoch is not over: the validation is still to come
+        self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """The curve and the time, for the checkpoint."""
@@ -102,16 +109,39 @@ class Keeper(Callback):
         self._since = time.perf_counter()
 
     def read(self) -> None:
-        """Take the state of the checkpoint, if there is one."""
-        if self.checkpoint.is_file():
+        """Take the state of the checkpoint, if there is one.
+
+        Raises:
+            BrokenFileError: it cannot be read.
+        """
+        if not self.checkpoint.is_file():
+            return
+        try:
             saved = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
             self.load_state_dict(saved["callbacks"][self.state_key])
+        except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
+            raise BrokenFileError(_advice(self.checkpoint)) from error
+
+    def best(self) -> dict[str, Tensor]:
+        """The best weights.
+
+        Raises:
+            BrokenFileError: they are not there, or cannot be read.
+        """
+        try:
+            return load_file(self.weights)
+        except (FileNotFoundError, SafetensorError) as error:
+            raise BrokenFileError(_advice(self.weights)) from error
 
     def _save(self, trainer: Trainer) -> None:
         beside = self.checkpoint.with_suffix(".part")
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
             beside.replace(self.checkpoint)
+
+
+def _advice(file: Path) -> str:
+    return f"{file} cannot be read. Delete {file.parent} to train this model from the start."
 
 
 def _comparable(value: float) -> float:

@@ -44,8 +44,8 @@ def top_k(
     """The k greatest products, found exactly.
 
     No more than ``block`` scores a row exist at a time. Of equal scores the item with the lower
-    number comes first, whatever the blocks: what is compared are integers that hold score and
-    number (:func:`_keys`), of which no two are alike.
+    number comes first: what is compared are integers that hold score and number (:func:`_keys`),
+    of which no two are alike. A score itself can differ in its last bit by the place in a block.
 
     Args:
         states: one a history.

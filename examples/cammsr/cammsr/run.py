@@ -60,6 +60,7 @@ def run(
     if config.data is not None:
         dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
     folder = make_folder(config, models) if resume is None else resume
+    _check_settings(folder, config, models)
     print(f"run folder: {folder}")
     if config.data is None:
         write_catalogue(folder / "planted", seed=config.seed)
@@ -96,9 +97,24 @@ def make_folder(config: Config, models: list[str]) -> Path:
     folder = Path(config.output) / f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     folder.mkdir(parents=True)
     data = None if config.data is None else str(Path(config.data).resolve())
-    settings = {**asdict(config), "data": data, "models": models}
+    settings = {**_settings(config, models), "data": data}
     (folder / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     return folder
+
+
+def _settings(config: Config, models: list[str]) -> dict[str, Any]:
+    return {**asdict(config), "models": models}
+
+
+def _check_settings(folder: Path, config: Config, models: list[str]) -> None:
+    """Refuse to go on with other settings than those that the run began with."""
+    begun = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    for name, value in _settings(config, models).items():
+        if name not in {"data", "output"} and begun.get(name) != value:
+            raise ValueError(
+                f"Expected the settings that {folder} began with, {name} {begun.get(name)}, got "
+                f"{value}. Start a new run."
+            )
 
 
 def _check_same(folder: Path, dataset: Dataset) -> None:
@@ -136,6 +152,9 @@ def _write(folder: Path, dataset: Dataset, result: Result) -> None:
         }
         for model in result.models
     }
+    file = folder / "metrics.json"
+    if file.is_file():  # of a run that was stopped: what it had found stays until it is found again
+        models = {**json.loads(file.read_text())["models"], **models}
     metrics = {
         "dataset": dataset.name,
         "floors": result.floors,
@@ -144,5 +163,5 @@ def _write(folder: Path, dataset: Dataset, result: Result) -> None:
     }
     beside = folder / "metrics.part"  # complete, or as it was
     beside.write_text(json.dumps(metrics, indent=2) + "\n")
-    beside.replace(folder / "metrics.json")
+    beside.replace(file)
     (folder / "table.txt").write_text(format_table(result.floors, result.models) + "\n")

@@ -204,7 +204,7 @@ class Recommender:
     @torch.no_grad()
     def read(self, items: Tensor, valid: Tensor) -> Reading:  # (B, L), (B, L)
         """What the model makes of histories: only their end, as far as it reads."""
-        items, valid = keep_last(items, valid, self.reader.max_length)
+        items, valid = keep_last(torch.where(valid, items, 0), valid, self.reader.max_length)
         device = self.reader.x.device
         reading: Reading = self.reader(items.to(device), valid.to(device))
         if not reading.states.isfinite().all():
@@ -260,6 +260,8 @@ class Recommender:
                 "Expected items and valid of one shape (B, L), got "
                 f"{tuple(items.shape)} and {tuple(valid.shape)}."
             )
+        if not len(items):
+            raise ServingError("Expected at least one history, got none.")
         empty = (~valid.any(1)).nonzero().flatten()
         if len(empty):
             raise ServingError(f"The history in row {int(empty[0])} is empty. Give it an item.")

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from safetensors.torch import load_file
 from torch import nn
 
 from cammsr.batches import target_loader, training_loader
@@ -74,7 +73,7 @@ def train(
             keeper,
             progress,
         )
-    model.load_state_dict(load_file(keeper.weights), strict=False)  # without the raw features
+    model.load_state_dict(keeper.best(), strict=False)  # without the raw features
     scorer = ModelScorer(model.eval())
     return Trained(
         name=variant,
