@@ -15,6 +15,8 @@ from mmfuse.losses.info_nce import InfoNCELoss, SameId, Similarity
 
 __all__ = ["ModalitySwapInfoNCE", "swap_modalities"]
 
+_ONE = 2**30  # shares are whole multiples of one over it: a float32 would round large numbers
+
 
 def swap_modalities(
     a: Tensor,  # (..., L, D)
@@ -86,9 +88,8 @@ def _smallest(
     """Where the share ``p`` of the valid draws is, the smallest of them."""
     if valid is None:
         valid = torch.ones_like(draws, dtype=torch.bool)
-    wide = torch.float32 if draws.device.type == "mps" else torch.float64
-    share = valid.sum(-1).to(wide) * p
-    number = share.floor() + (odd < share.frac())
+    share = valid.sum(-1) * round(p * _ONE)
+    number = share // _ONE + (odd < (share % _ONE).to(odd.dtype) / _ONE)
     order = draws.masked_fill(~valid, 2.0).argsort(-1)
     return (order.argsort(-1) < number.unsqueeze(-1)) & valid
 
