@@ -34,4 +34,8 @@ def test_a_hopeless_file_is_refused_before_its_end() -> None:
 
 
 def test_no_fault_at_a_limit_of_zero_is_fine() -> None:
-    Faults("a.json", 0.0).check()
+    faults = Faults("a.json", 0.0, seen=5)
+    faults.check()
+    faults.add(3, "not JSON")  # one is too many
+    with pytest.raises(DatasetError, match=r"a\.json"):
+        faults.check()

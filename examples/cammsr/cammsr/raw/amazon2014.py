@@ -9,9 +9,9 @@ from typing import Any
 
 import polars as pl
 
+from cammsr.raw.amazon import check_settings, read_reviews
 from cammsr.raw.faults import Faults
-from cammsr.raw.interactions import spool
-from cammsr.raw.items import Description, align, join_text
+from cammsr.raw.items import Description, join_text
 from cammsr.raw.lines import Lines, read_lines
 from cammsr.raw.source import Work
 from cammsr.validate import DatasetError
@@ -51,31 +51,20 @@ class Amazon2014:
 
     def __post_init__(self) -> None:
         """Refuse what no file can be found for."""
-        if self.category is None and (self.reviews is None or self.meta is None):
-            raise DatasetError("Expected --category, or both --reviews and --meta.")
-        if self.category_level < 0:
-            raise DatasetError(f"Expected category_level >= 0, got {self.category_level}.")
+        check_settings(self.category, self.reviews, self.meta, self.category_level)
 
     def interactions(self, work: Work) -> pl.LazyFrame:
         """The reviews: who wrote about what, and when (seconds)."""
         self._meta(work)  # before hours of reading
         path = work.fetch(self.reviews or self._url("categoryFiles/reviews_{}_5.json.gz"))
-        faults = work.faults(path.name)
-        lines = read_lines(path, faults, say=work.say)
-        rows = spool(_reviews(lines, faults), work.scratch / "interactions.parquet")
-        faults.check()
-        work.say(str(faults))
-        return rows
+        return read_reviews(path, _reviews, work)
 
     def describe(self, items: pl.Series, work: Work) -> pl.DataFrame:
         """Title, brand, category paths, description and image URL of the metadata."""
         path = self._meta(work)
         faults = work.faults(path.name)
         lines = read_lines(path, faults, literals=True, say=work.say)
-        described, count = align(_metadata(lines, faults, self.category_level), items)
-        faults.check()
-        work.say(f"{faults}; {count:,} of {len(items):,} items described")
-        return described
+        return work.align(_metadata(lines, faults, self.category_level), items, faults)
 
     @property
     def published_images(self) -> str | None:

@@ -13,7 +13,7 @@ import polars as pl
 
 from cammsr.raw.columns import check_names, check_rows, scan
 from cammsr.raw.faults import Faults
-from cammsr.raw.items import Description, align, join_text
+from cammsr.raw.items import Description, join_text
 from cammsr.raw.source import Work
 from cammsr.validate import DatasetError
 
@@ -75,10 +75,7 @@ class MovieLens:
         if name is None:
             raise DatasetError(f"{folder} has none of {', '.join(readers)}. Give another folder.")
         faults = work.faults(str(folder / name))
-        described, count = align(readers[name](folder / name, faults), items)
-        faults.check()
-        work.say(f"{faults}; {count:,} of {len(items):,} items described")
-        return described
+        return work.align(readers[name](folder / name, faults), items, faults)
 
     @property
     def published_images(self) -> None:

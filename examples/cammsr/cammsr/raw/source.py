@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ import polars as pl
 
 from cammsr.raw.download import fetch
 from cammsr.raw.faults import Faults
+from cammsr.raw.items import Description, align
 
 __all__ = ["Source", "Work"]
 
@@ -41,6 +42,15 @@ class Work:
     def faults(self, source: str, unit: str = "line") -> Faults:
         """A counter with this run's limit."""
         return Faults(source, self.corrupt_limit, unit)
+
+    def align(
+        self, descriptions: Iterable[Description], items: pl.Series, faults: Faults
+    ) -> pl.DataFrame:
+        """One row for each item; says how many were described, and refuses too many faults."""
+        described, count = align(descriptions, items)
+        faults.check()
+        self.say(f"{faults}; {count:,} of {len(items):,} items described")
+        return described
 
 
 class Source(Protocol):
