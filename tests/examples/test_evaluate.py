@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import runpy
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
 
 from cammsr.dataset import UNKNOWN, k_core, read_folder, write_folder
 from cammsr.evaluate_cli import FILE, examine, format_evaluation, parse_request
@@ -19,7 +17,7 @@ from cammsr.metrics import evaluate
 from cammsr.saved import ServingError, read_run, restore
 from cammsr.scoring import ModelScorer
 from cammsr.split import leave_one_out
-from cammsr.variants import build
+from tests.examples.runs import save_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "cammsr" / "evaluate.py"
 MODELS = ("cammsr", "sasrec")
@@ -29,16 +27,7 @@ def save(dataset, config, folder):
     """A run folder with untrained models, as train.py leaves one."""
     write_folder(dataset, folder / "tiny")
     config = replace(config, data=str(folder / "tiny"))
-    core = k_core(read_folder(config.data))
-    for name in MODELS:
-        (folder / "run" / name).mkdir(parents=True)
-        state = build(name, core, config)[0].state_dict()
-        state = {key: value for key, value in state.items() if ".tables." not in key}
-        save_file(state, folder / "run" / name / "weights.safetensors")
-    metrics = {"models": {name: {} for name in MODELS}}
-    (folder / "run" / "metrics.json").write_text(json.dumps(metrics))
-    (folder / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
-    return str(folder / "run")
+    return str(save_run(config, folder / "run", MODELS))
 
 
 @pytest.fixture

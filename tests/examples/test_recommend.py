@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import runpy
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from safetensors.torch import save_file
 
-from cammsr.dataset import k_core, read_folder, write_folder
+from cammsr.dataset import write_folder
 from cammsr.recommend_cli import answer, format_choices, parse_question
 from cammsr.saved import ServingError
 from cammsr.serving import Recommendation, load
 from cammsr.titles import find_title, split_history
-from cammsr.variants import build
+from tests.examples.runs import save_run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "examples" / "cammsr" / "recommend.py"
 MODELS = ("cammsr", "gated", "mixer", "sasrec")
@@ -29,16 +26,7 @@ TITLES = ("Blue Guitar", "Red Guitar", "blue guitar strap", "Drum", "Drum Stick"
 def saved(tiny, config, tmp_path):
     write_folder(tiny, tmp_path / "tiny")
     config = replace(config, data=str(tmp_path / "tiny"))
-    dataset = k_core(read_folder(config.data))
-    for name in MODELS:
-        (tmp_path / "run" / name).mkdir(parents=True)
-        state = build(name, dataset, config)[0].state_dict()
-        state = {key: value for key, value in state.items() if ".tables." not in key}
-        save_file(state, tmp_path / "run" / name / "weights.safetensors")
-    metrics = {"models": {name: {} for name in MODELS}}
-    (tmp_path / "run" / "metrics.json").write_text(json.dumps(metrics))
-    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(asdict(config)))
-    return str(tmp_path / "run")
+    return str(save_run(config, tmp_path / "run", MODELS))
 
 
 @pytest.fixture(autouse=True)

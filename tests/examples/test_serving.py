@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from dataclasses import asdict, replace
 
@@ -26,6 +25,7 @@ from cammsr.scoring import ModelScorer
 from cammsr.serving import Recommender, ServingError, load
 from cammsr.split import keep_last, leave_one_out
 from cammsr.variants import VARIANTS, build
+from tests.examples.runs import save_run
 
 WITH_FAISS = importlib.util.find_spec("faiss") is not None
 needs_faiss = pytest.mark.skipif(not WITH_FAISS, reason="faiss is not installed (the extra 'ann')")
@@ -304,18 +304,7 @@ def on_folder(tiny, config, tmp_path):
 
 @pytest.fixture
 def saved(on_folder, tmp_path):
-    """A run folder as train.py leaves it, with weights that nobody trained."""
-    folder = tmp_path / "run"
-    dataset = k_core(read_folder(on_folder.data))
-    for name in ("cammsr", "sasrec"):
-        (folder / name).mkdir(parents=True)
-        state = fresh(name, dataset, on_folder).state_dict()
-        state = {key: value for key, value in state.items() if ".tables." not in key}
-        save_file(state, folder / name / "weights.safetensors")
-    (folder / "metrics.json").write_text(json.dumps({"models": {"cammsr": {}, "sasrec": {}}}))
-    settings = {**asdict(on_folder), "models": ["cammsr", "sasrec"]}
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
-    return folder
+    return save_run(on_folder, tmp_path / "run", ("cammsr", "sasrec"))
 
 
 def test_a_run_of_train_is_loaded(on_folder):
