@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
-from mmfuse._checks import check_positive, check_shape
+from mmfuse._checks import check_choice, check_positive, check_shape
 from mmfuse.experts.attentive import AttentiveRouter
 from mmfuse.experts.experts import Experts
+from mmfuse.experts.soft import SoftRouter
+from mmfuse.experts.top_k import TopKRouter
 from mmfuse.layers import apply_where, mask_absent, observed
 from mmfuse.types import MixtureOutput, RouterOutput
 
@@ -28,13 +32,20 @@ class AttentiveMoE(nn.Module):
     positions only. An absent modality enters the experts as zeros and is not seen by its router;
     its own stream stays zero.
 
+    The paper's ablations are arguments. ``router="linear"`` decides at every position by itself
+    ("w/o Att."): a :class:`SoftRouter`, or with ``top_k`` a :class:`TopKRouter`, whose weights sum
+    to one and whose losses are left out. ``reads="own"`` gives the experts of a modality its own
+    stream alone. Both together are a plain mixture for each stream ("MoE").
+
     Args:
         dim: Size :math:`D` of a modality embedding.
         num_modalities: Number :math:`M` of modalities.
         num_experts: Number :math:`E` of experts for each modality.
         hidden_dim: Hidden width of one expert; ``None`` means :math:`4D`.
-        causal: Whether routers see only the own position and earlier ones.
-        normalize: Whether the expert weights sum to one; as printed they do not.
+        router: ``"attentive"`` or ``"linear"``.
+        reads: Whether experts read ``"all"`` modalities of a position, or their ``"own"``.
+        causal: Whether attentive routers see only the own position and earlier ones.
+        normalize: Whether the weights of attentive routers sum to one; as printed they do not.
         shared_experts: Whether the modalities share one bank of experts; each keeps its router.
         top_k: How many experts each token keeps; ``None`` means all, as printed.
 
@@ -51,7 +62,7 @@ class AttentiveMoE(nn.Module):
         :class:`~mmfuse.types.MixtureOutput` without losses.
 
     Raises:
-        ValueError: If a size is not positive, or shapes disagree.
+        ValueError: If a size is not positive, a word is not among the choices, or shapes disagree.
 
     Example:
         >>> mixture = AttentiveMoE(8, num_modalities=3, num_experts=4)
@@ -66,6 +77,8 @@ class AttentiveMoE(nn.Module):
         num_experts: int = 4,
         *,
         hidden_dim: int | None = None,
+        router: Literal["attentive", "linear"] = "attentive",
+        reads: Literal["all", "own"] = "all",
         causal: bool = True,
         normalize: bool = False,
         shared_experts: bool = False,
@@ -78,8 +91,11 @@ class AttentiveMoE(nn.Module):
         check_positive(
             dim=dim, num_modalities=num_modalities, num_experts=num_experts, hidden_dim=hidden_dim
         )
+        check_choice("router", router, ("attentive", "linear"))
+        check_choice("reads", reads, ("all", "own"))
         self.dim = dim
         self.num_modalities = num_modalities
+        self.reads = reads
         self.shared_experts = shared_experts
         self.routers = nn.ModuleList(
             AttentiveRouter(
@@ -91,10 +107,13 @@ class AttentiveMoE(nn.Module):
                 device=device,
                 dtype=dtype,
             )
+            if router == "attentive"
+            else _linear_router(dim, num_experts, top_k, device, dtype)
             for _ in range(num_modalities)
         )
+        width = dim if reads == "own" else num_modalities * dim
         self.experts = nn.ModuleList(
-            Experts(num_experts, num_modalities * dim, hidden_dim, dim, device=device, dtype=dtype)
+            Experts(num_experts, width, hidden_dim, dim, device=device, dtype=dtype)
             for _ in range(1 if shared_experts else num_modalities)
         )
 
@@ -124,24 +143,41 @@ class AttentiveMoE(nn.Module):
         chosen = [part.expert_index for part in routed if part.expert_index is not None]
         index = torch.stack(chosen, dim=-2) if chosen else None
         picks = () if index is None else (index,)
-        output = apply_where(self._mix, valid, x.flatten(-2), gates, *picks)
+        output = apply_where(self._mix, valid, x, gates, *picks)
         return MixtureOutput(mask_absent(output, seen), RouterOutput(gates, {}, index), {})
 
     def extra_repr(self) -> str:
-        return f"num_modalities={self.num_modalities}, shared_experts={self.shared_experts}"
+        return (
+            f"num_modalities={self.num_modalities}, reads={self.reads!r}, "
+            f"shared_experts={self.shared_experts}"
+        )
 
     def _mix(
         self,
-        joint: Tensor,  # (..., M * D)
+        x: Tensor,  # (..., M, D)
         gates: Tensor,  # (..., M, K)
         index: Tensor | None = None,  # (..., M, K)
     ) -> Tensor:  # (..., M, D)
+        own, joint = self.reads == "own", x.flatten(-2)
         if self.shared_experts:
-            rows = joint.unsqueeze(-2)
+            rows = x if own else joint.unsqueeze(-2)
             if index is not None:  # a choice of its own for every modality
                 rows = rows.expand(*gates.shape[:-1], -1)
             shared: Tensor = self.experts[0](rows, gates, index)
             return shared
+        inputs = x.unbind(-2) if own else [joint] * self.num_modalities
         picks = [None] * self.num_modalities if index is None else index.unbind(-2)
-        banks = zip(self.experts, gates.unbind(-2), picks, strict=True)
-        return torch.stack([experts(joint, gate, pick) for experts, gate, pick in banks], dim=-2)
+        banks = zip(self.experts, inputs, gates.unbind(-2), picks, strict=True)
+        return torch.stack([experts(row, gate, pick) for experts, row, gate, pick in banks], dim=-2)
+
+
+def _linear_router(
+    dim: int,
+    num_experts: int,
+    top_k: int | None,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+) -> nn.Module:
+    if top_k is None:
+        return SoftRouter(dim, num_experts, device=device, dtype=dtype)
+    return TopKRouter(dim, num_experts, top_k, normalize=True, device=device, dtype=dtype)

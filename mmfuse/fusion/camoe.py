@@ -32,8 +32,10 @@ class CategoryGuidedMoE(nn.Module):
         num_categories: Number :math:`C` of categories.
         num_experts: Number :math:`E` of experts for each modality.
         hidden_dim: Hidden width of one expert; ``None`` means :math:`4D`.
-        causal: Whether routers see only the own position and earlier ones.
-        normalize: Whether the expert weights sum to one; as printed they do not.
+        router: ``"attentive"`` or ``"linear"``, one that sees a position alone.
+        reads: Whether experts read ``"all"`` modalities of a position, or their ``"own"``.
+        causal: Whether attentive routers see only the own position and earlier ones.
+        normalize: Whether the weights of attentive routers sum to one; as printed they do not.
         shared_experts: Whether the modalities share one bank of experts.
         top_k: How many experts each token keeps; ``None`` means all, as printed.
         guidance: ``"confidence"`` or ``"difficulty"``, the sign of Eq. 10.
@@ -71,6 +73,8 @@ class CategoryGuidedMoE(nn.Module):
         num_experts: int = 4,
         *,
         hidden_dim: int | None = None,
+        router: Literal["attentive", "linear"] = "attentive",
+        reads: Literal["all", "own"] = "all",
         causal: bool = True,
         normalize: bool = False,
         shared_experts: bool = False,
@@ -89,6 +93,8 @@ class CategoryGuidedMoE(nn.Module):
             num_modalities,
             num_experts,
             hidden_dim=hidden_dim,
+            router=router,
+            reads=reads,
             causal=causal,
             normalize=normalize,
             shared_experts=shared_experts,

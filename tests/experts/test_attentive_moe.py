@@ -20,14 +20,18 @@ few = settings(max_examples=15)
 small = st.integers(1, 3)
 histories = sequences(num_modalities=small, dim=small)
 options = st.fixed_dictionaries(
-    {name: st.booleans() for name in ("causal", "normalize", "shared_experts")}
+    {
+        "router": st.sampled_from(["attentive", "linear"]),
+        "reads": st.sampled_from(["all", "own"]),
+        **{name: st.booleans() for name in ("causal", "normalize", "shared_experts")},
+    }
 )
 
 Mixture = tuple[AttentiveMoE, Sequences]
 
 
 @st.composite
-def mixtures(draw: st.DrawFn, **fixed: bool) -> Mixture:
+def mixtures(draw: st.DrawFn, **fixed: Any) -> Mixture:
     case, arguments = draw(histories), draw(options) | fixed
     *_, num_modalities, dim = case.x.shape
     experts, hidden = draw(small), draw(sizes)
@@ -53,8 +57,9 @@ def naive_mixture(mixture: AttentiveMoE, case: Sequences) -> Tensor:
         for place in places(case.valid.shape):
             if seen[place][m]:
                 streams = [e if seen[place][n] else 0 * e for n, e in enumerate(case.x[place])]
+                read = streams[m] if mixture.reads == "own" else torch.cat(streams)
                 for k in range(bank.num_experts):
-                    output[place][m] += gate[place][k] * naive_expert(bank, k, torch.cat(streams))
+                    output[place][m] += gate[place][k] * naive_expert(bank, k, read)
     return output
 
 
@@ -139,7 +144,7 @@ def test_permuting_modalities_permutes_streams(mixture_and_case: Mixture) -> Non
     mixture.routers = torch.nn.ModuleList(mixture.routers[m] for m in order)
     if not mixture.shared_experts:
         mixture.experts = torch.nn.ModuleList(mixture.experts[m] for m in order)
-    for bank in mixture.experts:  # reads the modalities in their new order
+    for bank in mixture.experts if mixture.reads == "all" else ():  # in their new order
         blocks = bank.in_weight.unflatten(1, (x.shape[-2], x.shape[-1]))
         bank.in_weight = torch.nn.Parameter(blocks[:, order].flatten(1, 2))
     after = mixture(x[..., order, :], present[..., order], valid=valid)
@@ -150,7 +155,7 @@ def test_permuting_modalities_permutes_streams(mixture_and_case: Mixture) -> Non
 
 
 @few
-@given(mixtures(shared_experts=True))
+@given(mixtures(shared_experts=True, router="attentive"))
 def test_shared_experts_are_separate_ones_with_equal_weights(mixture_and_case: Mixture) -> None:
     shared, (x, present, valid) = mixture_and_case
     router, bank = shared.routers[0], shared.experts[0]
@@ -159,6 +164,8 @@ def test_shared_experts_are_separate_ones_with_equal_weights(mixture_and_case: M
         shared.num_modalities,
         bank.num_experts,
         hidden_dim=bank.hidden_dim,
+        router="attentive",
+        reads=shared.reads,
         causal=router.causal,
         normalize=router.normalize,
     ).double()
@@ -179,7 +186,29 @@ def test_none_means_everything_is_seen(mixture_and_case: Mixture) -> None:
 
 
 @few
-@given(mixtures(normalize=False), st.data())
+@given(mixtures(router="linear"))
+def test_a_linear_router_is_a_softmax_at_each_position(mixture_and_case: Mixture) -> None:
+    mixture, (x, present, valid) = mixture_and_case
+    gates = mixture(x, present, valid=valid).router.expert_weight
+    for place in places(valid.shape):
+        for m, router in enumerate(mixture.routers):
+            power = (router.weight @ x[place][m]).exp()
+            seen = present[place][m] & valid[place]
+            torch.testing.assert_close(gates[place][m], seen * (power / power.sum()).nan_to_num())
+
+
+@few
+@given(mixtures(reads="own", shared_experts=False))
+def test_who_reads_their_own_stream_never_sees_another(mixture_and_case: Mixture) -> None:
+    mixture, (x, present, valid) = mixture_and_case
+    before = mixture(x, present, valid=valid).output
+    other = (torch.arange(x.shape[-2]) > 0).unsqueeze(-1)
+    after = mixture(torch.where(other, torch.randn_like(x), x), present, valid=valid).output
+    assert_same(after[..., 0, :], before[..., 0, :])
+
+
+@few
+@given(mixtures(router="attentive", reads="all", normalize=False), st.data())
 def test_a_few_experts_are_all_experts_with_the_other_weights_zero(
     mixture_and_case: Mixture, data: st.DataObject
 ) -> None:
@@ -201,8 +230,16 @@ def test_a_few_experts_are_all_experts_with_the_other_weights_zero(
     assert_same(routed.expert_index < 0, ~seen.unsqueeze(-1).expand(*seen.shape, top_k))
 
 
-@pytest.mark.parametrize("arguments", [{}, {"shared_experts": True, "normalize": True}])
-def test_choosing_all_experts_is_choosing_none(arguments: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"shared_experts": True, "normalize": True},
+        {"router": "linear", "reads": "own"},
+        {"router": "linear", "reads": "own", "shared_experts": True},
+    ],
+)
+def test_choosing_all_experts_is_choosing_none(arguments: dict[str, Any]) -> None:
     dense = AttentiveMoE(4, 2, 3, **arguments)
     sparse = AttentiveMoE(4, 2, 3, top_k=3, **arguments)
     sparse.load_state_dict(dense.state_dict())
@@ -236,6 +273,9 @@ def test_arguments_reach_the_parts() -> None:
         assert (bank.num_experts, bank.dim, bank.hidden_dim, bank.out_dim) == (5, 6, 12, 3)
     assert {(p.dtype, p.is_meta) for p in mixture.parameters()} == {(torch.float64, True)}
     assert AttentiveMoE(3, 2, hidden_dim=7).experts[1].hidden_dim == 7
+    own = AttentiveMoE(3, 2, router="linear", reads="own", dtype=torch.float64, device="meta")
+    assert (own.experts[1].dim, own.experts[1].hidden_dim) == (3, 12)
+    assert {(p.dtype, p.is_meta) for p in own.parameters()} == {(torch.float64, True)}
 
 
 def test_reset_draws_everything_afresh() -> None:
@@ -278,6 +318,8 @@ def test_gradcheck(shared: bool) -> None:
         ({"shared_experts": True, "normalize": True, "causal": False}, PRESENT, VALID),
         ({"top_k": 2}, PRESENT, VALID),
         ({"top_k": 1, "shared_experts": True}, None, VALID),
+        ({"router": "linear", "reads": "own"}, PRESENT, VALID),
+        ({"router": "linear", "reads": "own", "shared_experts": True, "top_k": 2}, PRESENT, VALID),
     ],
 )
 def test_contract(arguments: dict[str, Any], present: Tensor | None, valid: Tensor | None) -> None:
@@ -292,6 +334,19 @@ def test_contract(arguments: dict[str, Any], present: Tensor | None, valid: Tens
 def test_rejects_bad_hyperparameters(name: str) -> None:
     with pytest.raises(ValueError, match=rf"Expected {name} > 0, got 0\."):
         AttentiveMoE(**{"dim": 2, "num_modalities": 3, name: 0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"router": "x"}, r"Expected router to be one of 'attentive', 'linear', got 'x'\."),
+        ({"reads": "x"}, r"Expected reads to be one of 'all', 'own', got 'x'\."),
+        ({"top_k": 5, "router": "linear"}, r"Expected top_k <= num_experts = 4, got 5\."),
+    ],
+)
+def test_rejects_words_that_are_no_choice(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AttentiveMoE(2, 3, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +369,6 @@ def test_rejects_inputs_that_do_not_fit(
 
 def test_repr() -> None:
     text = str(AttentiveMoE(2, 3, 4, shared_experts=True))
-    assert text.startswith("AttentiveMoE(\n  num_modalities=3, shared_experts=True\n")
+    assert text.startswith("AttentiveMoE(\n  num_modalities=3, reads='all', shared_experts=True\n")
     assert "(0-2): 3 x AttentiveRouter(dim=2, num_experts=4, causal=True, normalize=False, " in text
     assert "(0): Experts(num_experts=4, dim=6, hidden_dim=8, out_dim=2" in text

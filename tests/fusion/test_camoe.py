@@ -40,6 +40,7 @@ def examples(draw: st.DrawFn, **fixed: Any) -> tuple[CategoryGuidedMoE, Case]:
     categories, experts, hidden = draw(small), draw(small), draw(small)
     arguments = {
         **{name: draw(st.booleans()) for name in ("causal", "normalize", "shared_experts")},
+        "reads": draw(st.sampled_from(["all", "own"])),
         "guidance": draw(st.sampled_from(["confidence", "difficulty"])),
         "reduction": draw(st.sampled_from(["mean", "sum"])),
         "pooling": draw(st.sampled_from(["max", "joint"])),
@@ -84,8 +85,9 @@ def naive_experts(block: CategoryGuidedMoE, m: int, e: Tensor, gate: Tensor) -> 
     """Eq. 5 for one modality of one item."""
     bank = block.mixture.experts[0 if block.mixture.shared_experts else m]
     total = torch.zeros_like(e[0])
+    read = e[m] if block.mixture.reads == "own" else torch.cat(list(e))
     for k in range(bank.num_experts):
-        u = torch.cat(list(e)) @ bank.in_weight[k] + bank.in_bias[k]
+        u = read @ bank.in_weight[k] + bank.in_bias[k]
         gelu = u * (1 + torch.erf(u / math.sqrt(2))) / 2
         total = total + gate[k] * (gelu @ bank.out_weight[k] + bank.out_bias[k])
     return total
@@ -250,6 +252,7 @@ def test_is_the_mixture_and_the_gate(example: tuple[CategoryGuidedMoE, Case]) ->
         ("num_experts", 3, "mixture.routers.1"),
         ("num_experts", 3, "mixture.experts.1"),
         ("hidden_dim", 5, "mixture.experts.1"),
+        ("reads", "own", "mixture"),
         ("causal", False, "mixture.routers.1"),
         ("normalize", True, "mixture.routers.1"),
         ("shared_experts", True, "mixture"),
@@ -265,6 +268,12 @@ def test_arguments_reach_the_parts(name: str, value: Any, part: str) -> None:
     block = CategoryGuidedMoE(4, 2, 3, dtype=torch.float64, device="meta", **{name: value})
     assert getattr(block.get_submodule(part), name) == value
     assert {(p.dtype, p.is_meta) for p in block.parameters()} == {(torch.float64, True)}
+
+
+def test_a_linear_router_reaches_the_mixture() -> None:
+    plain, block = CategoryGuidedMoE(4, 2, 3), CategoryGuidedMoE(4, 2, 3, router="linear")
+    assert block.mixture.routers[0].weight.shape == (4, 4)
+    assert plain.mixture.routers[0].weight.shape == (3, 4, 4)
 
 
 def test_silent_experts_leave_the_streams_alone() -> None:
@@ -383,5 +392,6 @@ def test_rejects_inputs_that_do_not_fit(changed: dict[str, Tensor], message: str
 
 def test_repr() -> None:
     text = str(CategoryGuidedMoE(4, 2, 3, guidance="difficulty"))
-    assert "(mixture): AttentiveMoE(\n    num_modalities=2, shared_experts=False\n" in text
+    mixture = "num_modalities=2, reads='all', shared_experts=False"
+    assert f"(mixture): AttentiveMoE(\n    {mixture}\n" in text
     assert "(gate): CategoryGuidedGate(dim=4, num_modalities=2, num_categories=3, guidance" in text
