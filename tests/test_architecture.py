@@ -584,7 +584,7 @@ def test_unknown_citations_are_noticed() -> None:
 
 def unknown_settings(text: str, config: object) -> set[str]:
     """Settings such as ``model.dim`` that a page names and the recommender does not have."""
-    named = set(re.findall(r"``((?:model|objective|training)\.\w+)``", text))
+    named = set(re.findall(r"``((?:model|objective|categories|training)\.\w+)``", text))
     pairs = [path.split(".") for path in named]
     return {f"{part}.{name}" for part, name in pairs if not hasattr(getattr(config, part), name)}
 

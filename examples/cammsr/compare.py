@@ -2,6 +2,7 @@
 
     python examples/cammsr/compare.py --seeds 5
     python examples/cammsr/compare.py --data FOLDER --models '[cammsr,sasrec]' --seeds 3
+    python examples/cammsr/compare.py --data FOLDER --vary model.num_experts=1,2,4,8,16
 
 Prints means and spreads over the seeds, and the paired difference of every model to the first one;
 writes the table for Markdown and LaTeX too, and every metric of every seed.

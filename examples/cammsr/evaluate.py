@@ -4,7 +4,8 @@
     python examples/cammsr/evaluate.py RUN --model sasrec --by category cold
     python examples/cammsr/evaluate.py RUN --curves
 
-RUN is the folder that ``train.py`` left. The tables are also written there, as ``evaluation.json``.
+RUN is the folder that ``train.py`` left. The tables are also written there, as ``evaluation.json``,
+and shown on its page, ``report.html``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ import sys
 
 from cammsr.dataset import DatasetError
 from cammsr.evaluate_cli import examine, parse_request
+from cammsr.page import write_report
 from cammsr.saved import ServingError
 
 if __name__ == "__main__":
     try:
-        examine(parse_request())
+        request = parse_request()
+        examine(request)
+        print(f"the page of the run: {write_report(request.run, request.data)}")
     except (DatasetError, ServingError, OSError) as error:
         sys.exit(f"error: {error}")

@@ -25,7 +25,7 @@ def save_run(config: Config, folder: Path, models: Sequence[str]) -> Path:
     for name in models:
         (folder / file_name(name)).mkdir(parents=True)
         model, _ = build(name, dataset, config)
-        save_file(weights(model), folder / file_name(name) / "weights.safetensors")
+        save_file(weights(model.state_dict()), folder / file_name(name) / "weights.safetensors")
     metrics = {"models": {name: {} for name in models}}
     (folder / "metrics.json").write_text(json.dumps(metrics))
     settings = {**asdict(config), "models": list(models)}

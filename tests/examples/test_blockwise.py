@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from cammsr.blockwise import BlockRanker, grid_bits, model_ranks
 from cammsr.metrics import summarise, target_ranks
-from cammsr.ranking import Reading
-from cammsr.reading import READ, make_reader
+from cammsr.ranking import Reader, Reading
+from cammsr.reading import READ
 from cammsr.scoring import ModelScorer
 from cammsr.split import Ragged, Target
 from cammsr.variants import build
@@ -29,7 +29,7 @@ class Sums:
     def __init__(self, candidates):
         self.x = candidates
 
-    def __call__(self, items, valid):
+    def __call__(self, items, valid, times=None):
         states = (self.x[items] * valid.unsqueeze(-1)).sum(1)
         return Reading(states, self.x, None)
 
@@ -185,7 +185,7 @@ def test_without_histories_the_masked_ranks_are_the_plain_ones():
 def test_a_model_ranks_as_by_whole_scores(variant, tiny, split, config):
     model, _ = build(variant, tiny, config)
     model.eval()
-    ranks = model_ranks(make_reader(model), split.test, batch_size=5, block=4)
+    ranks = model_ranks(Reader(model), split.test, batch_size=5, block=4)
     assert same(ranks, target_ranks(ModelScorer(model), split.test))
 
 

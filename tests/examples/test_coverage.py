@@ -21,7 +21,7 @@ from cammsr.coverage import (
     recommended,
 )
 from cammsr.dataset import UNKNOWN
-from cammsr.reading import make_reader
+from cammsr.ranking import Reader
 from cammsr.serving import Recommender
 from cammsr.split import Ragged
 from cammsr.variants import build
@@ -119,7 +119,7 @@ def test_many_lists_are_a_mean_over_few():
 @pytest.mark.parametrize("unseen", [True, False])
 def test_lists_are_those_that_are_served(unseen, tiny, split, config):
     model, _ = build("cammsr", tiny, config)
-    lists = recommended(make_reader(model.eval()), split.test, 4, unseen=unseen, block=6)
+    lists = recommended(Reader(model.eval()), split.test, 4, unseen=unseen, block=6)
     histories = split.test.history.padded(torch.arange(tiny.num_users))
     served = Recommender(model, tiny).top_k(*histories, 4, unseen=unseen)
     assert torch.equal(lists, served.items)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from cammsr.batches import target_loader, training_loader
 from cammsr.config import Config, ModelConfig, ObjectiveConfig
-from cammsr.hm4sr import HM4SR, TemporalMixture, TimeCode
+from cammsr.hm4sr import HM4SR
 from cammsr.hm4sr_losses import (
     category_loss,
     choose_positions,
@@ -48,49 +47,6 @@ def shaken(model):
 def model(tiny):
     torch.manual_seed(0)
     return shaken(HM4SR(tiny.features, tiny.labels, SMALL).double().eval())
-
-
-# -- time -----------------------------------------------------------------------------------------
-
-
-def test_the_time_code_in_numbers():
-    code = TimeCode(2).double()
-    with torch.no_grad():
-        code.intervals.weight.copy_(torch.arange(4096).double()[:, None] * torch.tensor([1.0, -1]))
-        code.moment.weight.copy_(torch.tensor([[2.0], [3.0]]))
-        code.moment.bias.copy_(torch.tensor([0.5, 0.25]))
-    year = 31_557_600  # seconds
-    # 0, then log2 of 1, 2, 8, 1001 times 100; backwards counts as no time at all
-    times = torch.tensor([[0, 0, 1, 8, 1008, 1000, year + 1000]])
-    got = code(times)[0]
-    assert got[:, 0].tolist() == [0, 0, 100, 300, 996, 0, 2491]
-    assert torch.equal(got[:, 1], -got[:, 0])
-    for row, t in enumerate(times[0].tolist()):
-        assert got[row, 2].item() == pytest.approx(math.cos(2 * t / year + 0.5))
-        assert got[row, 3].item() == pytest.approx(math.cos((3 * t / year + 0.25) / 100))
-
-
-def test_any_integers_will_do_for_times():
-    times = torch.tensor([[-5, 0, 2**62], [0, 1, 2]])
-    assert TimeCode(3)(times).isfinite().all()
-
-
-def test_experts_of_time_scale_every_feature():
-    mixture = shaken(TemporalMixture(2, 3)).double()
-    x, code = torch.randn(2, 3, 3, 2).double(), torch.randn(2, 3, 4).double()
-    got = mixture(x, code)
-    for b in range(2):
-        for place in range(3):
-            scores = [
-                w @ code[b, place] + c
-                for w, c in zip(mixture.gate.weight, mixture.gate.bias, strict=True)
-            ]
-            total = sum(s.exp() for s in scores)
-            flat = sum(
-                s.exp() / total * v.flatten() * x[b, place].flatten()
-                for s, v in zip(scores, mixture.experts, strict=True)
-            )
-            torch.testing.assert_close(got[b, place], flat.unflatten(0, (3, 2)))
 
 
 # -- the model ------------------------------------------------------------------------------------

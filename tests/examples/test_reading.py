@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cammsr.ranking import Reader, Reading
-from cammsr.reading import READ, TimedReader, make_reader, readings
+from cammsr.reading import READ, readings
 from cammsr.scoring import ModelScorer
 from cammsr.split import Ragged, Target, leave_one_out
 from cammsr.variants import build
@@ -20,7 +20,7 @@ class Lengths:
     x = torch.zeros(1)
     max_length = 3
 
-    def __call__(self, items, valid):
+    def __call__(self, items, valid, times=None):
         return Reading(valid.sum(1, keepdim=True).float(), torch.zeros(4, 1), None)
 
 
@@ -46,7 +46,7 @@ def test_all_rows_are_read_in_order_and_cut_to_their_end():
 def test_states_and_candidates_make_the_scores_of_a_model(variant, tiny, config):
     split = leave_one_out(replace(tiny, timestamps=3_000_000 * tiny.timestamps))
     model = trained(variant, tiny, config)
-    ((_, reading),) = readings(make_reader(model), split.test)
+    ((_, reading),) = readings(Reader(model), split.test)
     rows = torch.arange(tiny.num_users)
     times = split.test.history.padded_times(rows)
     expected = ModelScorer(model).scores(*split.test.history.padded(rows), times)
@@ -55,15 +55,15 @@ def test_states_and_candidates_make_the_scores_of_a_model(variant, tiny, config)
 
 def test_a_model_of_time_reads_with_times(tiny, config):
     model = trained("hm4sr", tiny, config)
-    assert isinstance(make_reader(model), TimedReader)
-    assert isinstance(make_reader(trained("cammsr", tiny, config)), Reader)
+    assert Reader(model).reads_times
+    assert not Reader(trained("cammsr", tiny, config)).reads_times
     slow = leave_one_out(replace(tiny, timestamps=3_000_000 * tiny.timestamps)).test
     fast = leave_one_out(tiny).test
-    states = [next(readings(make_reader(model), target))[1].states for target in (slow, fast)]
+    states = [next(readings(Reader(model), target))[1].states for target in (slow, fast)]
     assert not torch.allclose(*states)
     # Without times positions stand in, and those are what the fixture has.
     history = replace(fast.history, times=None)
-    (_, blind) = next(readings(make_reader(model), replace(fast, history=history)))
+    (_, blind) = next(readings(Reader(model), replace(fast, history=history)))
     torch.testing.assert_close(blind.states, states[1])
 
 

@@ -106,7 +106,7 @@ def test_an_index_and_its_recall(saved, capsys):
 def test_export_writes_a_program(saved, capsys, tmp_path):
     file = tmp_path / "scoring.pt2"
     ask(saved, "--user", "3", "--model", "sasrec", "-k", "3", "--export", str(file))
-    items, valid = load(saved, "sasrec").encode(user=3)
+    items, valid, _ = load(saved, "sasrec").encode(user=3)
     scores, best = torch.export.load(file).module()(items, valid)
     assert [c.item for c in load(saved, "sasrec").recommend(user=3, k=3)] == best[0].tolist()
     assert "scoring as a program" in capsys.readouterr().out
@@ -140,13 +140,13 @@ def test_a_history_stays_the_text_it_was(text):
 
 def test_shares_are_of_the_sizes_of_the_parts():
     choice = Recommendation(7, "x" * 60, None, 1.5, {"text": 2.0, "image": -0.5}, None)
-    line = format_choices([choice], ["text", "image"]).splitlines()[1]
+    line = format_choices([choice]).splitlines()[1]
     assert line.split() == ["1", "7", "x" * 39 + "…", "-", "1.500", "80", "%", "-20", "%"]
 
 
 def test_parts_of_nothing_are_nothing():
     choice = Recommendation(7, "a", "b", 0.0, {"text": 0.0, "image": 0.0}, None)
-    assert "   0 %      0 %" in format_choices([choice], ["text", "image"])
+    assert "   0 %      0 %" in format_choices([choice])
 
 
 # -- titles ---------------------------------------------------------------------------------------

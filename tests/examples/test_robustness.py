@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cammsr.blockwise import model_ranks
 from cammsr.dataset import UNKNOWN
 from cammsr.metrics import summarise
-from cammsr.reading import make_reader
+from cammsr.ranking import Reader
 from cammsr.robustness import adapt, curve, with_wrong_categories, without
 from cammsr.variants import build
 
@@ -115,7 +115,7 @@ def test_a_lost_category_leaves_nothing(tiny):
 @pytest.mark.parametrize("variant", ["cammsr", "gated", "hm4sr", "mixer", "sasrec"])
 def test_a_model_over_the_same_dataset_says_the_same(variant, tiny, split, config):
     model = trained(tiny, config, variant)
-    same, own = (model_ranks(make_reader(m), split.test) for m in (adapt(model, tiny), model))
+    same, own = (model_ranks(Reader(m), split.test) for m in (adapt(model, tiny), model))
     assert torch.equal(same.plain, own.plain)
 
 
@@ -147,10 +147,10 @@ def test_a_curve_is_an_evaluation_at_each_share(tiny, split, config):
     model = trained(tiny, config)
     points = curve(model, partial(without, tiny, "image"), split.test, (0, 0.5, 1), block=4)
     assert [point.pop("share") for point in points] == [0, 0.5, 1]
-    assert points[0] == summarise(model_ranks(make_reader(model), split.test))
+    assert points[0] == summarise(model_ranks(Reader(model), split.test))
     assert points[0] != points[2]
     blind = without(tiny, "image", 1.0)
-    assert points[2] == summarise(model_ranks(make_reader(adapt(model, blind)), split.test))
+    assert points[2] == summarise(model_ranks(Reader(adapt(model, blind)), split.test))
 
 
 def test_a_model_of_the_id_alone_does_not_care(tiny, split, config):

@@ -1,4 +1,4 @@
-"""Tests for cammsr.run, cammsr.report and cammsr.cli."""
+"""Tests for cammsr.run, cammsr.report and cammsr.cli; the page has tests of its own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import yaml
 from cammsr.cli import PLANTED, parse, parse_comparison
 from cammsr.config import Config
 from cammsr.dataset import UNKNOWN, DatasetError, write_folder
-from cammsr.model import CAMMSR
-from cammsr.report import expert_use, modality_weights
 from cammsr.run import run
 from cammsr.training import train
 
@@ -40,7 +38,7 @@ def test_a_run_leaves_everything_in_its_folder(on_folder, capsys):
     assert set(metrics["floors"]) == {"popularity", "content k-NN", "Markov", "item k-NN"}
     saved = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert saved["model"]["dim"] == on_folder.model.dim
-    assert (result.folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert (result.folder / "report.html").read_text().startswith("<!DOCTYPE html>")
     assert (result.folder / "cammsr" / "weights.safetensors").is_file()
     table = (result.folder / "table.txt").read_text()
     assert f"{result.models[1].test['ndcg@10']:.4f}" in table
@@ -76,34 +74,7 @@ def test_a_catalogue_without_categories_trains(tiny, on_folder, tmp_path):
     )
     write_folder(bare, tmp_path / "bare")
     result = run(replace(on_folder, data=str(tmp_path / "bare")), ["cammsr"], progress=False)
-    assert (result.folder / "report.png").is_file()
-
-
-# -- the report -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def model(tiny, config):
-    return CAMMSR(tiny.features, tiny.labels, config.model).eval()
-
-
-def test_modality_weights_are_means_over_the_positions_of_a_category(model, tiny, split):
-    sums, counts = torch.zeros(3, 3), torch.zeros(3)
-    for user in range(len(split.validation.item)):
-        items = split.validation.history[user][-model.config.max_length :]
-        output = model(items[None], torch.ones(1, len(items), dtype=torch.bool))
-        for position, item in enumerate(items.tolist()):
-            for category in tiny.labels[item].nonzero().flatten().tolist():
-                sums[category] += output.enriched.weights[0, position].detach()
-                counts[category] += 1
-    found = modality_weights(model, split.validation, tiny)
-    torch.testing.assert_close(found.float(), sums / counts[:, None])
-
-
-def test_expert_use_is_a_share(model, split):
-    use = expert_use(model, split.validation)
-    torch.testing.assert_close(use.sum(-1), torch.ones(3))
-    assert (use > 0).all()
+    assert (result.folder / "report.html").is_file()
 
 
 # -- the command line -----------------------------------------------------------------------------
@@ -141,8 +112,8 @@ def test_a_fusion_is_a_model_of_its_own():
 
 
 def test_number_of_seeds_and_the_metric():
-    assert parse_comparison(["--data", "x", "--seeds", "3"])[2:] == (3, "ndcg@10")
-    assert parse_comparison(["--data", "x", "--metric", "hr@5"])[2:] == (5, "hr@5")
+    assert parse_comparison(["--data", "x", "--seeds", "3"])[2:4] == (3, "ndcg@10")
+    assert parse_comparison(["--data", "x", "--metric", "hr@5"])[2:4] == (5, "hr@5")
 
 
 @pytest.mark.parametrize(

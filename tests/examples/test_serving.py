@@ -327,12 +327,6 @@ def test_a_run_of_train_is_loaded(on_folder):
     assert load(result.folder).name == models[0]  # the first one by default
 
 
-def test_a_model_that_reads_times_is_not_served_without_them(on_folder):
-    folder = run(on_folder, ["hm4sr"], progress=False).folder
-    with pytest.raises(ServingError, match=r"hm4sr reads when each item was taken"):
-        load(folder)
-
-
 def test_loading_draws_no_numbers_of_ours(saved):
     torch.manual_seed(3)
     expected = torch.rand(2)

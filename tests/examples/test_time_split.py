@@ -64,6 +64,8 @@ def test_the_split_is_a_loop_over_users(tiny, seed, share):
     for name, users, target, expected in parts:
         kept = {user: pair for user, pair in expected.items() if pair[0]}
         assert users.tolist() == list(kept)
+        assert target.users.tolist() == list(kept)
+        assert [target.user(row) for row in range(len(kept))] == list(kept)
         assert [row.tolist() for row in target.history] == [past for past, _ in kept.values()]
         assert target.item.tolist() == [item for _, item in kept.values()]
         assert len(target.history.times) == len(target.history.values)

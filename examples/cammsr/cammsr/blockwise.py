@@ -11,6 +11,9 @@ grid of integers first, so fine that every sum of their products stays below :ma
 float64 counts exactly. A score is then the same number in whatever order it is added up: by any
 batch, block, number of threads and device.
 
+A score that is a blend of products (:mod:`cammsr.blend`) is made of such exact products, item by
+item in float64; and so is one to which a memory adds (:mod:`cammsr.memory`).
+
 Each state has a grid of its own, all candidates share one, and both keep 22 bits at a width of up
 to 256 (:func:`grid_bits`). Scores that differ by less than float32 could tell may so fall together
 or part; all others order as they do in :func:`cammsr.metrics.target_ranks`, and numbers that lie on
@@ -24,8 +27,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from cammsr.blend import Blend, paired_scores, scores_of
+from cammsr.memory import Added, add_to, added_at, joined
 from cammsr.metrics import Ranks
-from cammsr.ranking import BLOCK
+from cammsr.ranking import BLOCK, Reading
 from cammsr.reading import READ, HistoryReader, readings
 from cammsr.split import Ragged, Target
 
@@ -38,14 +43,19 @@ class BlockRanker:
     Args:
         candidates: one an item, finite, (V, W).
         block: how many to score at a time. It changes no rank.
+        blend: what makes the scores, where they are no products.
     """
 
-    def __init__(self, candidates: Tensor, *, block: int = BLOCK) -> None:
+    def __init__(
+        self, candidates: Tensor, *, block: int = BLOCK, blend: Blend | None = None
+    ) -> None:
         if block < 1:
             raise ValueError(f"Expected block >= 1, got {block}.")
         self.candidates = candidates
         self.block = block
-        self.bits = grid_bits(candidates.shape[1])
+        self.blend = blend
+        self.width = candidates.shape[1] // (1 if blend is None else blend.modalities)
+        self.bits = grid_bits(self.width)
         self.exponent = max(self._exponent(part) for part in candidates.split(block))
 
     @torch.no_grad()
@@ -54,6 +64,7 @@ class BlockRanker:
         states: Tensor,  # (B, W)
         item: Tensor,  # (B,)
         seen: Ragged | None = None,  # B rows
+        added: Added | None = None,  # to the scores of B rows
     ) -> Ranks:
         """The rank of each row's item, the best is 1: among all, and among those not seen.
 
@@ -62,16 +73,23 @@ class BlockRanker:
         self._check(states, item, seen)
         item = item.to(states.device)
         states = self._own_grid(states)
-        own = (states * self._shared_grid(item)).sum(1, keepdim=True)
+        own = paired_scores(states, self._shared_grid(item), self.blend).unsqueeze(1)
+        if added is not None:
+            own = own + added_at(
+                added, torch.arange(len(item), device=item.device), item
+            ).unsqueeze(1)
         signs = torch.zeros_like(own[:, 0])
         for start in range(0, len(self.candidates), self.block):
             part = self._shared_grid(slice(start, start + self.block))
-            signs += torch.addmm(own, states, part.T, beta=-1).sign_().sum(1)
+            scores = add_to(scores_of(states, part, self.blend), added, start)
+            signs += scores.sub_(own).sign_().sum(1)
         plain = (len(self.candidates) + 1 + signs) / 2
-        masked = plain if seen is None else plain - self._ahead(states, own, item, seen)
+        masked = plain if seen is None else plain - self._ahead(states, own, item, seen, added)
         return Ranks(plain.cpu(), masked.cpu())
 
-    def _ahead(self, states: Tensor, own: Tensor, item: Tensor, seen: Ragged) -> Tensor:  # (B,)
+    def _ahead(
+        self, states: Tensor, own: Tensor, item: Tensor, seen: Ragged, added: Added | None
+    ) -> Tensor:  # (B,)
         """How many seen items stand before the target; a tie is half a one."""
         size = len(self.candidates)
         pairs = (seen.rows * size + seen.values).unique().to(item.device)
@@ -81,17 +99,22 @@ class BlockRanker:
         for rows, others in zip(
             row[keep].split(self.block), other[keep].split(self.block), strict=True
         ):
-            scores = (states[rows] * self._shared_grid(others)).sum(1)
+            scores = paired_scores(states[rows], self._shared_grid(others), self.blend)
+            if added is not None:
+                scores = scores + added_at(added, rows, others)
             found.index_add_(0, rows, ((scores - own[rows, 0]).sign() + 1) / 2)
         return found
 
     def _shared_grid(self, which: Tensor | slice) -> Tensor:
-        return self.candidates[which].double().mul_(2.0 ** (self.bits - self.exponent)).round_()
+        rows = self.candidates[which].double().mul_(2.0 ** (self.bits - self.exponent)).round_()
+        # Blends and memories need the true size. To double or halve a number rounds nothing.
+        return rows.mul_(2.0 ** (self.exponent - self.bits))
 
     def _own_grid(self, states: Tensor) -> Tensor:
         largest = states.double().abs().amax(1, keepdim=True)
         exponent = torch.frexp(largest).exponent
-        return torch.ldexp(states.double(), self.bits - exponent).round_()
+        rows = torch.ldexp(states.double(), self.bits - exponent).round_()
+        return torch.ldexp(rows, exponent - self.bits)
 
     def _exponent(self, part: Tensor) -> int:
         low, high = torch.aminmax(part)
@@ -107,10 +130,10 @@ class BlockRanker:
                 "Expected as many states as items and histories, got {} states, {} items and {} "
                 "histories.".format(*rows)
             )
-        if states.shape[1] != self.candidates.shape[1]:
+        if states.shape[1] != self.width:
             raise ValueError(
                 f"Expected states as wide as the candidates, got {states.shape[1]} and "
-                f"{self.candidates.shape[1]}."
+                f"{self.width}."
             )
         broken = (~states.isfinite()).any(1).nonzero().flatten()
         if len(broken):
@@ -143,13 +166,15 @@ def model_ranks(
         raise ValueError(f"Expected batch_size >= 1, got {batch_size}.")
     ranker: BlockRanker | None = None
     found: list[Ranks] = []
-    for start, states, candidates in _gathered(reader, target, max(1, batch_size // READ)):
+    for start, states, added, last in _gathered(reader, target, max(1, batch_size // READ)):
         if ranker is None:
-            ranker = BlockRanker(candidates, block=block)
+            ranker = BlockRanker(last.candidates, block=block, blend=last.blend)
         for first in range(0, len(states), batch_size):
-            part = states[first : first + batch_size]
-            rows = slice(start + first, start + first + len(part))
-            found.append(ranker.ranks(part, target.item[rows], rows_of(target.history, rows)))
+            part = slice(first, first + batch_size)
+            some = None if added is None else Added(added.items[part], added.values[part])
+            rows = slice(start + first, min(start + first + batch_size, start + len(states)))
+            seen = rows_of(target.history, rows)
+            found.append(ranker.ranks(states[part], target.item[rows], seen, some))
     return Ranks(*(torch.cat(part) for part in zip(*found, strict=True)))
 
 
@@ -161,14 +186,16 @@ def rows_of(ragged: Ragged, rows: slice) -> Ragged:
 
 def _gathered(
     reader: HistoryReader, target: Target, count: int
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """The states of some readings together, where they begin, and the candidates."""
-    start, states = 0, []
+) -> Iterator[tuple[int, Tensor, Added | None, Reading]]:
+    """States of some readings together, what is added, where they begin, and the last reading."""
+    start, some = 0, list[Reading]()
     for rows, reading in readings(reader, target):
-        states.append(reading.states)
-        if len(states) == count or rows.stop == len(target.item):
-            yield start, torch.cat(states), reading.candidates
-            start, states = rows.stop, []
+        some.append(reading)
+        if len(some) == count or rows.stop == len(target.item):
+            told = [part.added for part in some if part.added is not None]
+            added = joined(told, len(reading.candidates)) if told else None
+            yield start, torch.cat([part.states for part in some]), added, reading
+            start, some = rows.stop, []
 
 
 def _check_items(what: str, items: Tensor, size: int) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from cammsr.config import Config
@@ -14,7 +16,7 @@ from cammsr.metrics import METRIC_NAMES
 from cammsr.variants import configure
 from mmfuse.fusion import available
 
-__all__ = ["parse", "parse_comparison", "parse_tuning"]
+__all__ = ["parse", "parse_comparison", "parse_report", "parse_tuning"]
 
 PLANTED = ["cammsr", "cammsr w/o guidance", "cammsr w/o MSCL", "concat", "sasrec"]
 REAL = ["cammsr", "sasrec"]
@@ -48,17 +50,26 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
 
 def parse_comparison(
     arguments: Sequence[str] | None = None,
-) -> tuple[Config, list[str], int, str]:
-    """The same, the number of seeds, and the metric of the table."""
+) -> tuple[Config, list[str], int, str, dict[str, Config]]:
+    """The same, the number of seeds, the metric of the table, and the rows of other settings."""
     parser = _parser("Compare models over seeds.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
     parser.add_argument("--metric", default="ndcg@10", help=f"of the table: {METRIC_NAMES}")
+    parser.add_argument(
+        "--vary",
+        type=str,
+        nargs="*",
+        default=[],
+        help="settings such as model.num_experts=1,2,4: a row of the first model for each value",
+    )
     given = _parse(parser, arguments)
     if given.seeds < 1:
         parser.error(f"Expected --seeds >= 1, got {given.seeds}.")
     if given.metric not in METRIC_NAMES:
         parser.error(f"Expected --metric among {METRIC_NAMES}, got {given.metric!r}.")
-    return (*_read(parser, given), given.seeds, given.metric)
+    config, models = _read(parser, given)
+    varied = _vary(parser, arguments, given.vary, models[0])
+    return config, models, given.seeds, given.metric, varied
 
 
 def parse_tuning(
@@ -74,6 +85,38 @@ def parse_tuning(
     if not given.space.is_file():
         parser.error(f"Expected a YAML file after --space, {given.space} is none.")
     return (*_read(parser, given), given.trials, given.space)
+
+
+def parse_report(arguments: Sequence[str] | None = None) -> tuple[str, str | None]:
+    """A run folder, and where its dataset folder lies now."""
+    parser = ArgumentParser(description="Write the page of a run anew.")
+    parser.add_argument("run", type=str, help="the run folder that train.py left")
+    parser.add_argument(
+        "--data", type=str | None, default=None, help="the dataset folder, if it has moved"
+    )
+    given = parser.parse_args(arguments)
+    return given.run, given.data
+
+
+def _vary(
+    parser: ArgumentParser, arguments: Sequence[str] | None, settings: list[str], model: str
+) -> dict[str, Config]:
+    """A configuration for each value of each setting, by the name of its row."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    found = {}
+    for setting in settings:
+        name, _, listed = setting.partition("=")
+        try:
+            values = yaml.safe_load(f"[{listed}]")
+        except yaml.YAMLError:
+            values = []
+        if "." not in name or not values:
+            parser.error(f"Expected --vary such as model.num_experts=1,2,4, got {setting!r}.")
+        for value in values:
+            text = value if isinstance(value, str) else json.dumps(value)
+            other = _parse(parser, [*given, f"--{name}={text}"])
+            found[f"{model} {name}={text}"] = _read(parser, other)[0]
+    return found
 
 
 def _parser(description: str) -> ArgumentParser:

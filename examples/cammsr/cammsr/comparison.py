@@ -7,12 +7,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from scipy import stats
 
 from cammsr.config import Config
 from cammsr.metrics import METRIC_NAMES
+from cammsr.page import comparison_page
 from cammsr.run import Result, run
 from cammsr.tables import TABLES, Row
 
@@ -90,13 +90,29 @@ def rows(scores: Scores, reference: str) -> list[Row]:
 
 
 def compare(
-    config: Config, models: list[str], seeds: int, metric: str = "ndcg@10"
+    config: Config,
+    models: list[str],
+    seeds: int,
+    metric: str = "ndcg@10",
+    varied: Mapping[str, Config] | None = None,
 ) -> dict[str, Scores]:
-    """Run every seed, print the comparison, and write it beside the runs after each seed."""
+    """Run every seed, print the comparison, and write it beside the runs after each seed.
+
+    The first of the models is run again, in a run of its own, with every configuration of
+    ``varied``, whose names are those of the rows.
+    """
+    varied = varied or {}
     scores: dict[str, Scores] = {name: {} for name in METRIC_NAMES}
     for seed in range(config.seed, config.seed + seeds):
         result = run(replace(config, seed=seed), models, progress=False)
-        _add(scores, result)
+        tests = _tests(result)
+        for name, other in varied.items():
+            if other == config:  # the same numbers again
+                tests[name] = tests[models[0]]
+            else:
+                again = run(replace(other, seed=seed), models[:1], progress=False)
+                tests[name] = again.models[0].test
+        _add(scores, tests)
         if seed == config.seed:
             path = result.folder.with_name(f"comparison-{result.folder.name}.json")
         of_tests = {f"test/{name}": values for name, values in scores.items()}
@@ -105,14 +121,19 @@ def compare(
     found = rows(scores[metric], models[0])
     for ending, table in TABLES.items():
         path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
+    page = comparison_page(title, found, [*models, *varied], scores)
+    path.with_suffix(".html").write_text(page, encoding="utf-8")
     print(TABLES["txt"](title, found))
-    print(f"This table, also for Markdown and LaTeX, is in {Path(path).with_suffix('.*')}")
+    print(f"This table, also for Markdown, LaTeX and browsers, is in {path.with_suffix('.*')}")
     return scores
 
 
-def _add(scores: Mapping[str, Scores], result: Result) -> None:
-    tests = {name: values["test"] for name, values in result.floors.items()}
-    tests |= {trained.name: trained.test for trained in result.models}
+def _tests(result: Result) -> dict[str, dict[str, float]]:
+    floors = {name: values["test"] for name, values in result.floors.items()}
+    return floors | {trained.name: trained.test for trained in result.models}
+
+
+def _add(scores: Mapping[str, Scores], tests: Mapping[str, Mapping[str, float]]) -> None:
     for metric, values in scores.items():
         for name, test in tests.items():
             values.setdefault(name, []).append(test[metric])

@@ -40,7 +40,15 @@ def recommended(
         if unseen:
             items, valid = target.history.padded(torch.arange(rows.start, rows.stop))
             seen = torch.where(valid, items, -1).to(reading.states.device)
-        found = top_k(reading.states, reading.candidates, k, seen=seen, block=block)
+        found = top_k(
+            reading.states,
+            reading.candidates,
+            k,
+            seen=seen,
+            block=block,
+            blend=reading.blend,
+            added=reading.added,
+        )
         lists.append(found.items.cpu())
     return torch.cat(lists)
 

@@ -117,5 +117,5 @@ class EncoderLayer(nn.Module):
 
 
 def make_norm(norm: Norm, dim: int) -> nn.Module:
-    """Dynamic tanh (Eq. 13), or LayerNorm for the ablation."""
-    return DynamicTanh(dim) if norm == "dyt" else nn.LayerNorm(dim)
+    """Dynamic tanh (Eq. 13), the same with a learned scale and shift, or LayerNorm."""
+    return nn.LayerNorm(dim) if norm == "layernorm" else DynamicTanh(dim, affine=norm != "dyt")

@@ -14,17 +14,24 @@ from torch import nn
 
 from cammsr.blockwise import model_ranks
 from cammsr.breakdown import GROUPINGS, breakdown
+from cammsr.chosen_split import ChosenSplit, choose_split
 from cammsr.coverage import describe_lists, recommended
 from cammsr.dataset import Dataset
 from cammsr.metrics import summarise
-from cammsr.ranking import BLOCK
-from cammsr.reading import make_reader
+from cammsr.ranking import BLOCK, Reader
 from cammsr.robustness import curve, with_wrong_categories, without
 from cammsr.saved import read_catalogue, read_run, restore
-from cammsr.split import Split, Target, leave_one_out
-from cammsr.time_split import has_times, time_leak
+from cammsr.split import Target
 
-__all__ = ["FILE", "Request", "evaluation", "examine", "format_evaluation", "parse_request"]
+__all__ = [
+    "FILE",
+    "HEADS",
+    "Request",
+    "evaluation",
+    "examine",
+    "format_evaluation",
+    "parse_request",
+]
 
 By = Literal["category", "popularity", "length", "cold"]
 FILE = "evaluation.json"
@@ -92,9 +99,9 @@ def examine(request: Request) -> dict[str, Any]:
     run = read_run(request.run)
     name = run.choose(request.model)
     dataset = read_catalogue(run, request.data).dataset
-    split = leave_one_out(dataset)
-    found = evaluation(restore(run, name, dataset), dataset, split, request)
-    print(f"{name} on the test of '{dataset.name}': {dataset.num_items:,} items, leave-one-out")
+    chosen = choose_split(dataset, run.config)
+    found = evaluation(restore(run, name, dataset), dataset, chosen, request)
+    print(f"{name} on the test of '{dataset.name}': {dataset.num_items:,} items, {chosen.name}")
     print(format_evaluation(found, request.k))
     path = run.folder / FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -106,16 +113,17 @@ def examine(request: Request) -> dict[str, Any]:
 
 
 def evaluation(
-    model: nn.Module, dataset: Dataset, split: Split, request: Request
+    model: nn.Module, dataset: Dataset, chosen: ChosenSplit, request: Request
 ) -> dict[str, Any]:
     """Everything that was asked for, of a model in eval mode."""
-    reader = make_reader(model)
+    reader, split = Reader(model), chosen.split
     ranks = model_ranks(reader, split.test, batch_size=request.batch_size, block=request.block)
     lists = recommended(reader, split.test, request.k, block=request.block)
     found: dict[str, Any] = {
         "dataset": dataset.name,
-        "split": "leave-one-out",
-        "time_leak": asdict(time_leak(split, dataset)) if has_times(dataset) else None,
+        "split": chosen.name,
+        "time_leak": None if chosen.leak is None else asdict(chosen.leak),
+        "note": chosen.note,
         "all": {"users": len(split.test.item), **summarise(ranks)},
         "by": {by: breakdown(ranks, GROUPINGS[by](dataset, split)) for by in request.by},
         f"lists@{request.k}": {
@@ -129,7 +137,7 @@ def evaluation(
 
 
 def format_evaluation(found: Mapping[str, Any], k: int) -> str:
-    """All tables, and what leave-one-out is blind to."""
+    """All tables, and what the split is blind to."""
     parts = [_table("", {"all users": found["all"]})]
     parts += [_table(HEADS[by], groups) for by, groups in found["by"].items()]
     lists = found[f"lists@{k}"]
@@ -138,7 +146,7 @@ def format_evaluation(found: Mapping[str, Any], k: int) -> str:
     if "curves" in found:
         parts += [_curve_table(name, points) for name, points in found["curves"].items()]
     notes = "unseen: NDCG@10 among the items that the user has not seen"
-    return "\n\n".join([*parts, f"{notes}\n{_warning(found['time_leak'])}"])
+    return "\n\n".join([*parts, f"{notes}\n{found['note']}"])
 
 
 def _curves(
@@ -184,16 +192,3 @@ def _curve_table(name: str, points: Sequence[Mapping[str, float]]) -> str:
         for point in points
     ]
     return "\n".join([head, *rows])
-
-
-def _warning(leak: Mapping[str, float] | None) -> str:
-    if leak is None:
-        return (
-            "warning: leave-one-out leaks time: models train on what others did after a test "
-            "target. How much is not known: the timestamps are positions, not times."
-        )
-    return (
-        f"warning: leave-one-out leaks time: {leak['targets']:.1%} of the test targets lie before "
-        f"some training interaction, and {leak['interactions']:.1%} of the training interactions "
-        "after the target, on average. Numbers of a split by one time would be other ones."
-    )

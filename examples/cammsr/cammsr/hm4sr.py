@@ -18,72 +18,12 @@ from cammsr.hm4sr_losses import (
 )
 from cammsr.items import ItemStreams, look_up
 from cammsr.model import RecommenderOutput, last_position, last_valid
+from cammsr.time_code import TemporalMixture, TimeCode, times_or_positions
 from mmfuse.fusion import InteractiveMixture
 from mmfuse.layers import mask_absent
 from mmfuse.types import Streams
 
-__all__ = ["HM4SR", "TemporalMixture", "TimeCode"]
-
-INTERVALS = 4096  # rows of the table of intervals: the last begins at 2 ** 40.95
-YEAR = 31_557_600  # seconds
-TEMPORAL_EXPERTS = 4
-
-
-class TimeCode(nn.Module):
-    r"""When an item was taken, and how long after the one before it.
-
-    .. math::
-        \mathbf{c}_l = \bigl[\mathrm{Emb}(\lfloor 100 \log_2(t_l - t_{l-1} + 1) \rfloor);
-        \cos\bigl((w_j t_l + b_j) \, 10000^{-j/D}\bigr)_{j=0}^{D-1}\bigr]
-
-    The first position's interval is 0. The cosine takes t in years, which is the same formula with
-    other weights: in seconds, one step of Adam would turn it hundreds of thousands of radians.
-    """
-
-    frequency: Tensor
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.intervals = nn.Embedding(INTERVALS, dim)
-        self.moment = nn.Linear(1, dim)
-        frequency = 10000.0 ** (-torch.arange(dim) / dim)
-        self.register_buffer("frequency", frequency, persistent=False)
-        nn.init.normal_(self.intervals.weight, std=0.02)
-
-    def forward(self, times: Tensor) -> Tensor:  # (B, L) int64 -> (B, L, 2 D)
-        """The code of every position; what comes out at padding is meaningless."""
-        passed = times.diff(dim=1, prepend=times[:, :1]).clamp(min=0)
-        step = (100 * torch.log2(passed.double() + 1)).floor().long().clamp(max=INTERVALS - 1)
-        years = (times.double() / YEAR).to(self.frequency.dtype).unsqueeze(-1)
-        moment = torch.cos(self.moment(years) * self.frequency)
-        return torch.cat([self.intervals(step), moment], dim=-1)
-
-
-class TemporalMixture(nn.Module):
-    r"""Experts that scale every feature of all streams, weighed by the time.
-
-    .. math::
-        \hat{\mathbf{x}} = \sum_{e=1}^{E} \operatorname{softmax}(\mathbf{U} \mathbf{c} +
-        \mathbf{b})_e \, \mathbf{v}_e \odot [\mathbf{x}_1; \ldots; \mathbf{x}_M]
-
-    The experts start near one, so that the streams pass at first. All of them are trained: those of
-    the authors' code lie in a plain list, which no optimizer sees.
-    """
-
-    def __init__(self, dim: int, num_modalities: int, num_experts: int = TEMPORAL_EXPERTS) -> None:
-        super().__init__()
-        self.gate = nn.Linear(2 * dim, num_experts)
-        self.experts = nn.Parameter(torch.empty(num_experts, num_modalities, dim))
-        nn.init.normal_(self.experts, mean=1.0, std=0.1)
-
-    def forward(
-        self,
-        x: Tensor,  # (B, L, M, D)
-        code: Tensor,  # (B, L, 2 D)
-    ) -> Tensor:  # (B, L, M, D)
-        """The scaled streams; what is zero stays zero."""
-        weights = torch.softmax(self.gate(code), dim=-1)
-        return x * torch.einsum("ble,emd->blmd", weights, self.experts)
+__all__ = ["HM4SR"]
 
 
 class HM4SR(nn.Module):
@@ -100,6 +40,7 @@ class HM4SR(nn.Module):
     """
 
     labels: Tensor
+    reads_times = True
 
     def __init__(
         self,
@@ -144,9 +85,7 @@ class HM4SR(nn.Module):
         """Read histories, padded on the right; ``catalogue`` spares projecting it again."""
         x, observed = self.items() if catalogue is None else catalogue
         catalogue = Streams(mask_absent(x, observed), observed)
-        if times is None:
-            times = torch.arange(items.shape[1], device=items.device).expand(items.shape)
-        code = self.time_code(times)
+        code = self.time_code(times_or_positions(items, times))
         x, present = look_up(catalogue, items)
         told = self.interactive(x + self.positions[: items.shape[1], None, :], present).x
         streams = self.temporal(told, code)

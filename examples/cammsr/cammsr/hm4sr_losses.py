@@ -25,9 +25,9 @@ def id_contrast(
 ) -> Tensor:
     """InfoNCE between a user's last id state and the embedding of the item that came next.
 
-    Users with the same target are not each other's negatives.
+    Users with the same target are not each other's negatives; those of all processes are.
     """
-    loss: Tensor = info_nce(state, ids[target], temperature=ID_TEMPERATURE, ids=target)
+    loss: Tensor = info_nce(state, ids[target], temperature=ID_TEMPERATURE, ids=target, gather=True)
     return loss
 
 
@@ -63,6 +63,7 @@ def placeholder_contrast(
             temperature=PLACEHOLDER_TEMPERATURE,
             ids=target,
             valid=(present[..., s] & valid).any(-1),
+            gather=True,
         )
         for s in range(streams.shape[-2])
     ]

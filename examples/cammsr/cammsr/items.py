@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ __all__ = ["ID", "ItemStreams", "look_up"]
 
 ID = "id"
 """The modality that is the item itself: a learned embedding."""
+
+BLOCK = 2**24  # numbers that are standardised at a time
 
 
 class ItemStreams(nn.Module):
@@ -44,7 +47,7 @@ class ItemStreams(nn.Module):
         self.scale = scale
         self.embedding = nn.Embedding(num_items, dim) if use_id else None
         self.tables = nn.ModuleList(
-            FeatureTable(standardise(raw), present=(raw != 0).any(-1)) for raw in features.values()
+            FeatureTable(standardise(raw), present=observed_rows(raw)) for raw in features.values()
         )
         self.names = (*((ID,) if use_id else ()), *features)
         widths = {name: raw.shape[1] for name, raw in features.items()}
@@ -61,26 +64,46 @@ class ItemStreams(nn.Module):
                 nn.init.normal_(layer.weight, std=self.scale / layer.in_features**0.5)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self) -> Streams:
-        """The whole catalogue: x (V, M, D) and present (V, M)."""
+    def forward(self, items: Tensor | None = None) -> Streams:  # (N,)
+        """The whole catalogue, or some items of it: x (V, M, D) and present (V, M)."""
         names = [name for name in self.names if name != ID]
-        features = {name: table.features for name, table in zip(names, self.tables, strict=True)}
-        present = {name: table.present for name, table in zip(names, self.tables, strict=True)}
+        features: dict[str, Any] = {
+            name: table.features for name, table in zip(names, self.tables, strict=True)
+        }
+        present: dict[str, Any] = {
+            name: table.present for name, table in zip(names, self.tables, strict=True)
+        }
         if self.embedding is not None:
             features[ID] = self.embedding.weight
+        if items is not None:
+            features = {name: F.embedding(items, values) for name, values in features.items()}
+            present = {name: there[items] for name, there in present.items()}
         streams: Streams = self.projection(features, present)
         return streams
 
 
 def standardise(raw: Tensor) -> Tensor:  # (V, D_m) -> (V, D_m)
     """Centre the columns and give their mean variance one, over rows that are not all zero."""
-    present = (raw != 0).any(-1)
+    places = observed_rows(raw).nonzero().flatten()
     scaled = torch.zeros_like(raw, dtype=torch.float32)
-    if present.any():
-        rows = raw[present].double()
-        centred = rows - rows.mean(0)
-        scaled[present] = (centred / centred.square().mean().clamp(min=1e-24).sqrt()).float()
+    if len(places) == 0:
+        return scaled
+    blocks = places.split(max(1, BLOCK // raw.shape[1]))  # float64 a block at a time
+    total = raw.new_zeros(raw.shape[1], dtype=torch.float64)
+    for rows in blocks:
+        total += raw[rows].double().sum(0)
+    mean, squares = total / len(places), total.new_zeros(())
+    for rows in blocks:
+        squares += (raw[rows].double() - mean).square().sum()
+    scale = (squares / (len(places) * raw.shape[1])).clamp(min=1e-24).sqrt()
+    for rows in blocks:
+        scaled[rows] = ((raw[rows].double() - mean) / scale).float()
     return scaled
+
+
+def observed_rows(raw: Tensor) -> Tensor:  # (V, D_m) -> (V,) bool
+    """Which rows are not all zero."""
+    return torch.cat([(rows != 0).any(-1) for rows in raw.split(max(1, BLOCK // raw.shape[1]))])
 
 
 def look_up(catalogue: Streams, items: Tensor) -> Streams:  # items (...)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["BrokenFileError", "Keeper", "best_epoch", "is_over", "weights"]
 
@@ -31,9 +31,8 @@ def is_over(curve: Sequence[float], patience: int, max_epochs: int) -> bool:
     return waited >= patience or len(curve) >= max_epochs or not math.isfinite(curve[-1])
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """Everything needed to load the model again, except for the frozen raw features."""
-    state = model.state_dict()
+def weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a model's state, all that is needed to load it again, except for frozen raw features."""
     return {name: value.contiguous() for name, value in state.items() if ".tables." not in name}
 
 
@@ -77,11 +76,12 @@ class Keeper(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the weights if they are better than all before."""
         self.curve.append(float(trainer.callback_metrics[self.monitor]))
-        if best_epoch(self.curve) == len(self.curve) - 1 and trainer.is_global_zero:
-            model: Any = pl_module.model
-            beside = self.weights.with_suffix(".part")
-            save_file(weights(model), beside)
-            beside.replace(self.weights)
+        if best_epoch(self.curve) == len(self.curve) - 1:
+            state = trainer.strategy.lightning_module_state_dict()  # by all processes together
+            if trainer.is_global_zero:
+                beside = self.weights.with_suffix(".part")
+                save_file(weights(_of_model(state)), beside)
+                beside.replace(self.weights)
         if is_over(self.curve, self.patience, trainer.max_epochs or len(self.curve)):
             trainer.should_stop = True
 
@@ -138,6 +138,12 @@ class Keeper(Callback):
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
             beside.replace(self.checkpoint)
+
+
+def _of_model(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The model's part of what the trainer's module knows."""
+    own = [name for name in state if name.startswith("model.")]
+    return {name.removeprefix("model."): state[name] for name in own}
 
 
 def _advice(file: Path) -> str:

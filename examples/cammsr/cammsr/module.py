@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from cammsr.averaging import MovingAverage
 from cammsr.batches import Batch, TargetBatch
 from cammsr.config import TrainingConfig
 from cammsr.metrics import RankingMetrics
 from cammsr.objective import Objective
+from cammsr.processes import process, total_over_all
 from cammsr.scoring import ModelScorer
 
 __all__ = ["MONITOR", "RecommenderModule"]
@@ -19,7 +23,10 @@ MONITOR = "validation/ndcg@10"
 
 
 class RecommenderModule(LightningModule):
-    """A recommender and its objective. The test split never comes here."""
+    """A recommender and its objective. The test split never comes here.
+
+    Where weights are averaged, the model has the averages during a validation, until it ends.
+    """
 
     def __init__(
         self, model: nn.Module, objective: Objective, config: TrainingConfig, seed: int = 0
@@ -29,42 +36,70 @@ class RecommenderModule(LightningModule):
         self.model = model
         self.objective = objective
         self.config = config
+        self.average = MovingAverage(model, config.average) if config.average else None
         self.metrics = RankingMetrics()
         self.scorer: ModelScorer | None = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Draw from a seed of this step: what a step draws does not depend on those before it."""
-        torch.manual_seed(1_000_003 * self.seed + self.global_step)
+        """Draw from a seed of this step: what a step draws does not depend on those before it.
+
+        Each process has rows of its own, and so draws of its own for them; what all of them must
+        draw alike comes from the first.
+        """
+        torch.manual_seed(1_000_003 * self.seed + self.global_step + process()[0] * 2**48)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The weighted sum of losses; all of them are logged by epoch."""
         losses: dict[str, Tensor] = self.objective(self.model, batch)
+        rows = total_over_all(len(batch.items), batch.items.device)
         for name, loss in losses.items():
             self.log(
                 f"train/{name}",
                 loss.detach(),
                 on_epoch=True,
                 on_step=False,
-                batch_size=len(batch.items),
+                batch_size=rows,
+                sync_dist=process()[1] > 1,
             )
         return losses["loss"]
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """One step, and the averages after it."""
+        super().optimizer_step(*arguments, **options)
+        if self.average is not None:
+            self.average.update(self.model, self.global_step)
+
     def on_validation_epoch_start(self) -> None:
-        """Project the catalogue once for the whole validation."""
-        self.scorer = ModelScorer(self.model)
+        """Forget the users of the last validation, and take the averages."""
         self.metrics.reset()
+        if self.average is not None:
+            self.average.exchange(self.model)
 
     def validation_step(self, batch: TargetBatch, batch_idx: int) -> None:
-        """Rank the validation targets of some users over the whole catalogue."""
-        assert self.scorer is not None  # made at the start of the epoch
-        scores = self.scorer.scores(batch.items, batch.valid, batch.times)
+        """Rank the validation targets of some users over the whole catalogue, in 32 bits."""
+        with torch.autocast(self.device.type, enabled=False):
+            if self.scorer is None:  # the catalogue is projected once for the whole validation
+                self.scorer = ModelScorer(self.model)
+            if not len(batch.target):
+                return  # the batch has fewer rows than there are processes
+            scores = self.scorer.scores(batch.items, batch.valid, batch.times)
         self.metrics.update(scores, batch.target)
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all users."""
         for name, value in self.metrics.compute().items():
-            self.log(f"validation/{name}", value.float(), prog_bar=f"validation/{name}" == MONITOR)
+            self.log(
+                f"validation/{name}",
+                value.float(),
+                prog_bar=f"validation/{name}" == MONITOR,
+                sync_dist=process()[1] > 1,  # the same in all of them
+            )
         self.scorer = None
+
+    def on_validation_end(self) -> None:
+        """Go on with the weights that were trained; whoever keeps the best ones has been here."""
+        if self.average is not None:
+            self.average.exchange(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with decoupled weight decay if any."""

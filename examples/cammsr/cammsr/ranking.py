@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from cammsr.baselines import FusedRecommender, SequenceRecommender
-from cammsr.model import CAMMSR, RecommenderOutput, last_position
+from cammsr.blend import Blend, paired_parts, scores_of
+from cammsr.hm4sr import HM4SR
+from cammsr.memory import Added, add_to, memory_of
+from cammsr.missrec import MISSRec, directions
+from cammsr.model import CAMMSR, RecommenderOutput, last_position, made_candidates
+from cammsr.time_code import reads_times, time_arguments
 from mmfuse.types import FusionOutput, Streams
 
-__all__ = ["Reader", "Reading", "Scoring", "TopK", "top_k", "window"]
+__all__ = ["Reader", "Reading", "TopK", "top_k", "window"]
 
 BLOCK = 16384  # items scored at a time
 LOW = 1 << 32
@@ -31,6 +36,8 @@ class Reading(NamedTuple):
     states: Tensor  # (B, W)
     candidates: Tensor  # (V, W)
     weights: Tensor | None  # (B, M): CAMMSR's gate at the last item
+    blend: Blend | None = None  # makes the scores, where they are no products
+    added: Added | None = None  # to the scores, by a memory
 
 
 def top_k(
@@ -40,8 +47,10 @@ def top_k(
     *,
     seen: Tensor | None = None,  # (B, S), -1 is nothing
     block: int = BLOCK,
+    blend: Blend | None = None,
+    added: Added | None = None,
 ) -> TopK:
-    """The k greatest products, found exactly.
+    """The k greatest scores, found exactly.
 
     No more than ``block`` scores a row exist at a time. Of equal scores the item with the lower
     number comes first: what is compared are integers that hold score and number (:func:`_keys`),
@@ -53,10 +62,12 @@ def top_k(
         k: how many; all of them where the catalogue has fewer.
         seen: items to leave out, for each row.
         block: how many items to score at a time.
+        blend: what makes the scores, where they are no products.
+        added: what a memory adds to them.
     """
     best: Tensor | None = None
     for start, part in zip(range(0, len(candidates), block), candidates.split(block), strict=True):
-        scores = (states @ part.T).float()
+        scores = add_to(scores_of(states, part, blend).float(), added, start)
         if seen is not None:
             scores = _without(scores, seen - start)
         keys = _keys(scores, start)
@@ -91,6 +102,7 @@ class Reader(nn.Module):
     x: Tensor
     present: Tensor
     item_weights: Tensor | None
+    candidates: Tensor | None  # (V, M, D), where they are not x
 
     @torch.no_grad()
     def __init__(self, model: nn.Module) -> None:
@@ -105,24 +117,33 @@ class Reader(nn.Module):
             weights = fused.weights
             catalogue = Streams(fused.fused.unsqueeze(-2), catalogue.present[:, :1])
             left_out[id(model.fusion)] = _Fused()
+        made = made_candidates(model, catalogue)
         self.model = copy.deepcopy(model, dict(left_out)).requires_grad_(False)
         model.train(was_training)
         self.max_length = len(model.get_parameter("positions"))
+        self.reads_times = reads_times(model)
         self.register_buffer("x", catalogue.x.detach().clone())
         self.register_buffer("present", catalogue.present.clone())
         self.register_buffer("item_weights", weights)
+        self.register_buffer("candidates", made.get("candidates"))
 
     def forward(
         self,
         items: Tensor,  # (B, L), L at most max_length
         valid: Tensor,  # (B, L)
+        times: Tensor | None = None,  # (B, L), for a model that reads them
     ) -> Reading:
-        """Read histories, padded on the right."""
-        output: RecommenderOutput = self.model(items, valid, Streams(self.x, self.present))
+        """Read histories, padded on the right; positions stand in for times that are not known."""
+        more = time_arguments(self.model, times)
+        if self.candidates is not None:
+            more["candidates"] = self.candidates
+        output: RecommenderOutput = self.model(items, valid, Streams(self.x, self.present), **more)
         last = last_position(valid)
         states = _at(output.states, last)
         weights = None if output.enriched is None else _at(output.enriched.weights, last)
-        return Reading(states, output.candidates, weights)
+        memory = memory_of(self.model)
+        added = None if memory is None else memory(items, valid)
+        return Reading(states, output.candidates, weights, output.blend, added)
 
     def parts(
         self,
@@ -131,38 +152,22 @@ class Reader(nn.Module):
     ) -> Tensor | None:  # (B, k, M)
         """What each modality adds to the scores of some items; None where a score has no parts.
 
-        States and candidates of CAMMSR lie side by side by modality, so a score is a sum over
-        modalities. Behind a fusion along the sequence a candidate is a sum of its modalities.
+        States and candidates of CAMMSR and HM4SR lie side by side by modality, so a score is a sum
+        over modalities. Behind a fusion along the sequence a candidate is a sum of its modalities.
         """
-        if isinstance(self.model, CAMMSR):
+        if isinstance(self.model, MISSRec):
+            candidates = directions(Streams(self.x[items], self.present[items]))
+            told = paired_parts(states.unsqueeze(1), candidates, self.model.blend)
+            return torch.stack(list(told), -1)
+        if isinstance(self.model, CAMMSR | HM4SR):
             own = states.unflatten(-1, self.x.shape[1:]).unsqueeze(1)  # (B, 1, M, D)
         elif isinstance(self.model, SequenceRecommender):
             own = states[:, None, None, :]
         else:
             return None
-        parts: Tensor = (own * self.x[items]).sum(-1)
+        candidates = self.x if self.candidates is None else self.candidates
+        parts: Tensor = (own * candidates[items]).sum(-1)
         return parts
-
-
-class Scoring(nn.Module):
-    """From histories of any length to the best items, in one module: what is exported."""
-
-    def __init__(self, reader: Reader, k: int, *, unseen: bool = True) -> None:
-        super().__init__()
-        self.reader = reader
-        self.k = k
-        self.unseen = unseen
-
-    def forward(
-        self,
-        items: Tensor,  # (B, L)
-        valid: Tensor,  # (B, L)
-    ) -> tuple[Tensor, Tensor]:  # a plain tuple: programs are saved without classes of ours
-        """Scores and items, (B, k), for histories padded on the right."""
-        reading: Reading = self.reader(*window(items, valid, self.reader.max_length))
-        seen = torch.where(valid, items, -1) if self.unseen else None
-        scores, best = top_k(reading.states, reading.candidates, self.k, seen=seen)
-        return scores, best
 
 
 class _Fused(nn.Module):

@@ -12,10 +12,11 @@ from jsonargparse import ArgumentParser
 from torch import Tensor
 
 from cammsr.index import Index, IndexKind
-from cammsr.serving import Recommendation, Recommender, load
-from cammsr.titles import split_history
+from cammsr.recommendation import MEMORY, Recommendation
+from cammsr.serving import Recommender, load
+from cammsr.titles import cut, split_history
 
-__all__ = ["Question", "answer", "format_choices", "parse_question"]
+__all__ = ["Question", "answer", "describe_parts", "format_choices", "parse_question", "shares"]
 
 TITLE = 40  # columns
 LAST = 3  # items of the history that are shown
@@ -80,14 +81,16 @@ def answer(question: Question) -> None:
     torch.set_num_threads(question.threads)
     recommender = load(question.run, question.model, question.data)
     history = None if question.history is None else split_history(question.history)
-    items, valid = recommender.encode(history, user=question.user)
+    items, valid, times = recommender.encode(history, user=question.user)
     index = None if question.index is None else recommender.index(question.index)
     choices = recommender.recommend(
         history, question.k, user=question.user, unseen=not question.seen, index=index
     )
     print(_heading(recommender, question, items))
-    print(format_choices(choices, recommender.modalities))
-    seconds = recommender.latency(items, valid, question.k, index=index)
+    if times is None and recommender.reader.reads_times:
+        print("the model reads when items were taken; of a typed history it reads positions")
+    print(format_choices(choices))
+    seconds = recommender.latency(items, valid, question.k, times=times, index=index)
     size = f"{len(recommender.catalogue.item_ids):,} items, threads: {torch.get_num_threads()}"
     print(f"latency: {1000 * seconds:.2f} ms for one user, the median of 30 calls ({size})")
     if index is not None:
@@ -98,26 +101,28 @@ def answer(question: Question) -> None:
         print(f"{path}: scoring as a program, {path.stat().st_size / 1e6:.1f} MB")
 
 
-def format_choices(choices: Sequence[Recommendation], modalities: Sequence[str]) -> str:
-    """Rank, id, title, category, score, and in per cent what each modality has to do with it."""
+def format_choices(choices: Sequence[Recommendation]) -> str:
+    """Rank, id, title, category, score, and in per cent what each modality has to do with it.
+
+    A memory has a column of its own beside the modalities.
+    """
     if not choices:
         return "nothing is left to recommend: the history has every item (--seen shows them)"
-    shares = [_shares(choice) for choice in choices]
-    explained = shares[0] is not None
+    found = [shares(choice) for choice in choices]
     wide = max(len("category"), *(len(choice.category or "-") for choice in choices))
     long = min(TITLE, max(len("title"), *(len(choice.title) for choice in choices)))
     head = f"{'rank':>4}{'id':>8}  {'title':{long}}  {'category':{wide}}{'score':>10}"
-    lines = [head + "".join(f"{name:>{_width(name)}}" for name in modalities if explained)]
-    for rank, (choice, share) in enumerate(zip(choices, shares, strict=True), start=1):
-        row = f"{rank:>4}{choice.item:>8}  {_cut(choice.title, long):{long}}  "
+    lines = [head + "".join(f"{name:>{_width(name)}}" for name in found[0] or ())]
+    for rank, (choice, share) in enumerate(zip(choices, found, strict=True), start=1):
+        row = f"{rank:>4}{choice.item:>8}  {cut(choice.title, long):{long}}  "
         row += f"{choice.category or '-':{wide}}{choice.score:>10.3f}"
         for name, value in (share or {}).items():
             row += f"{value:>{_width(name) - 2}.0f} %"
         lines.append(row)
-    return "\n".join([*lines, _note(choices[0])])
+    return "\n".join([*lines, describe_parts(choices[0])])
 
 
-def _shares(choice: Recommendation) -> dict[str, float] | None:
+def shares(choice: Recommendation) -> dict[str, float] | None:
     """Per cent: of the sizes of all parts, or of the weights where a score has no parts."""
     values = choice.parts or choice.weights
     if values is None:
@@ -126,10 +131,13 @@ def _shares(choice: Recommendation) -> dict[str, float] | None:
     return {name: 100 * value / size if size else 0.0 for name, value in values.items()}
 
 
-def _note(choice: Recommendation) -> str:
+def describe_parts(choice: Recommendation) -> str:
+    """What the numbers of the modalities are; on a line of its own the gate, if there is one."""
     if choice.parts is not None:
         note = "per modality: its part of the score, in % of the sizes of all parts; below 0 it "
         note += "speaks against the item"
+        if MEMORY in choice.parts:
+            note += f"\n{MEMORY}: the part of what users took together with the history"
         if choice.weights is None:
             return note
         gate = ", ".join(f"{name} {weight:.0%}" for name, weight in choice.weights.items())
@@ -149,7 +157,10 @@ def _heading(recommender: Recommender, question: Question, items: Tensor) -> str
 
 def _recall(recommender: Recommender, index: Index, question: Question) -> str:
     users = torch.arange(min(256, len(recommender.histories)))
-    share = recommender.recall(index, *recommender.histories.padded(users), question.k)
+    histories = recommender.histories
+    share = recommender.recall(
+        index, *histories.padded(users), question.k, times=histories.padded_times(users)
+    )
     return (
         f"index {index.kind}: finds {share:.1%} of the exact {question.k} best items "
         f"({len(users)} users)"
@@ -158,7 +169,3 @@ def _recall(recommender: Recommender, index: Index, question: Question) -> str:
 
 def _width(name: str) -> int:
     return max(9, len(name) + 2)
-
-
-def _cut(title: str, width: int) -> str:
-    return title if len(title) <= width else f"{title[: width - 1]}…"

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from cammsr.blockwise import model_ranks
-from cammsr.dataset import UNKNOWN, Dataset
+from cammsr.dataset import UNKNOWN, Dataset, DatasetError
 from cammsr.metrics import summarise
-from cammsr.ranking import BLOCK
-from cammsr.reading import make_reader
+from cammsr.ranking import BLOCK, Reader
 from cammsr.split import Target
 from mmfuse import FeatureTable
 
@@ -55,7 +54,7 @@ def with_wrong_categories(
     if noise == "wrong":
         has = has & others.any(1)
         if not has.any():
-            raise ValueError(
+            raise DatasetError(
                 f"Expected an item that some category is wrong for, '{dataset.name}' has none; it "
                 f"has {len(dataset.categories)} categories."
             )
@@ -112,7 +111,7 @@ def curve(
     """
     points = []
     for share in shares:
-        ranks = model_ranks(make_reader(adapt(model, change(share))), target, block=block)
+        ranks = model_ranks(Reader(adapt(model, change(share))), target, block=block)
         points.append({"share": share, **summarise(ranks)})
     return points
 

@@ -13,14 +13,19 @@ import torch
 import yaml
 
 from cammsr.catalogue import write_catalogue
+from cammsr.categories import with_categories
+from cammsr.chosen_split import choose_split
 from cammsr.config import Config
 from cammsr.dataset import Dataset, DatasetError, k_core, read_folder
 from cammsr.floors import floors
+from cammsr.hardware import hardware
 from cammsr.metrics import evaluate
-from cammsr.report import draw_report, format_table
-from cammsr.split import Split, leave_one_out
+from cammsr.page import write_report
+from cammsr.processes import agreed_path, process, started, wait_for_all
+from cammsr.report import format_table
+from cammsr.split import Split
 from cammsr.training import Trained, train
-from cammsr.variants import file_name
+from cammsr.variants import check, file_name
 
 __all__ = ["Result", "make_folder", "open_data", "run"]
 
@@ -37,14 +42,17 @@ class Result:
 
 
 def open_data(path: str | Path, config: Config) -> tuple[Dataset, Split]:
-    """The 5-core of a dataset folder, and its split."""
+    """The 5-core of a dataset folder, and the split that the settings ask for."""
     whole = read_folder(path, config.model.modalities)
-    dataset = k_core(whole)
+    dataset = with_categories(k_core(whole), config.categories, config.seed)
     print(
         f"{whole.name}: {whole.num_users} users, {whole.num_items} items; those with at least "
         f"five interactions: {dataset.num_users} users, {dataset.num_items} items"
     )
-    return dataset, leave_one_out(dataset)
+    chosen = choose_split(dataset, config)
+    if chosen.leak is not None or config.split != "leave_one_out":
+        print(chosen.note)
+    return dataset, chosen.split
 
 
 def run(
@@ -53,30 +61,47 @@ def run(
     """Print the floors, train the models one after the other, print the table, write the folder.
 
     ``resume`` is the folder of a run that was stopped: each model goes on where it was, and what
-    comes out is the same.
+    comes out is the same. Of several processes the first one prints, writes and evaluates.
     """
     if config.training.threads is not None:
         torch.set_num_threads(config.training.threads)
+    with started(config.training):
+        hardware(config.training)  # what is wrong with it is said at once
+        return _run(config, models, resume, progress)
+
+
+def _run(config: Config, models: list[str], resume: Path | None, progress: bool) -> Result:
+    is_first = process()[0] == 0
     if config.data is not None:
         dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
-    folder = make_folder(config, models) if resume is None else resume
+    made = make_folder(config, models) if resume is None and is_first else resume
+    folder = agreed_path(made)
     _check_settings(folder, config, models)
     print(f"run folder: {folder}")
     if config.data is None:
-        write_catalogue(folder / "planted", seed=config.seed)
+        if is_first:
+            write_catalogue(folder / "planted", seed=config.seed)
+        wait_for_all()
         dataset, split = open_data(folder / "planted", config)
-    _check_same(folder, dataset)
+    if is_first:
+        _check_same(folder, dataset)
+    for name in models:  # before the first of them is trained
+        check(name, dataset, config)
     print(_describe(dataset, split))
-    result = Result(folder, measure_floors(dataset, split), [])
-    _write(folder, dataset, result)
+    result = Result(folder, measure_floors(dataset, split) if is_first else {}, [])
+    if is_first:
+        _write(folder, dataset, result)
     for number, name in enumerate(models, start=1):
         print(f"training {name} ({number} of {len(models)})", flush=True)
         trained = train(name, dataset, split, config, folder / file_name(name), progress=progress)
         result.models.append(trained)
-        _write(folder, dataset, result)  # what is done is not lost if the rest is stopped
+        if is_first:
+            _write(folder, dataset, result)  # what is done is not lost if the rest is stopped
+    if not is_first:
+        return result
     print(f"\n{format_table(result.floors, result.models)}\n")
-    draw_report(folder / "report.png", result.floors, result.models, dataset, split.validation)
-    print(f"Everything is in {folder}")
+    page = write_report(folder, config.data)
+    print(f"Everything is in {folder}; {page.name} shows it")
     return result
 
 

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cammsr.config import Config, ModelConfig, ObjectiveConfig, TrainingConfig
+from cammsr.categories import with_categories
+from cammsr.config import CategoryConfig, Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from cammsr.dataset import Dataset, k_core, read_folder
 from cammsr.variants import build, file_name
 
@@ -123,6 +124,7 @@ def read_catalogue(run: SavedRun, data: str | Path | None = None) -> Catalogue:
     )
     kept, ids = k_core(whole), k_core(numbered)
     item_ids = torch.tensor([int(item) for item in ids.titles])
+    kept = with_categories(kept, run.config.categories, run.config.seed)
     return Catalogue(kept, item_ids, ids.timestamps.unique())
 
 
@@ -187,7 +189,12 @@ def _check_same(run: SavedRun, dataset: Dataset) -> None:
 def _config(settings: Mapping[str, Any]) -> Config:
     """What ``dataclasses.asdict`` made of a configuration, as one; the run adds its models."""
     settings = {name: value for name, value in settings.items() if name != "models"}
-    parts = {"model": ModelConfig, "objective": ObjectiveConfig, "training": TrainingConfig}
+    parts = {
+        "model": ModelConfig,
+        "objective": ObjectiveConfig,
+        "categories": CategoryConfig,
+        "training": TrainingConfig,
+    }
     made = {name: part(**settings.get(name, {})) for name, part in parts.items()}
     unknown = sorted(set(settings) - {field.name for field in fields(Config)})
     if unknown:

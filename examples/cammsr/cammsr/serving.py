@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -17,40 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from cammsr.dataset import UNKNOWN, Dataset
-from cammsr.hm4sr import HM4SR
+from cammsr.export import Scoring, write_program
+from cammsr.histories import History, check_histories, typed_history, user_histories
 from cammsr.index import Index, IndexKind, recall
-from cammsr.ranking import BLOCK, Reader, Reading, Scoring, TopK, top_k
+from cammsr.memory import added_at
+from cammsr.ranking import BLOCK, Reader, Reading, TopK, top_k
+from cammsr.recommendation import MEMORY, Recommendation
 from cammsr.saved import Catalogue, ServingError, read_catalogue, read_run, restore
-from cammsr.split import Ragged, keep_last
-from cammsr.titles import resolve
+from cammsr.split import keep_last
 
 __all__ = ["Recommendation", "Recommender", "ServingError", "load"]
 
 ROWS = 256  # histories read at a time
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """One item, and what speaks for it.
-
-    Attributes:
-        item: its id in the dataset folder.
-        title: its title.
-        category: its category; None where that is unknown.
-        score: the product of the history's state with the item (Eq. 15).
-        parts: what each modality adds to the score, by name, and may take from it; they sum to the
-            score. None for a model that fuses an item's modalities to one vector.
-        weights: how much the gate counts each modality: that of CAMMSR at the last item of the
-            history (Eq. 10), so the same for all choices; that of a fusion which weighs, in the
-            recommended item. None for a model without.
-    """
-
-    item: int
-    title: str
-    category: str | None
-    score: float
-    parts: dict[str, float] | None
-    weights: dict[str, float] | None
 
 
 def load(run: str | Path, model: str | None = None, data: str | Path | None = None) -> Recommender:
@@ -68,12 +45,7 @@ def load(run: str | Path, model: str | None = None, data: str | Path | None = No
     saved = read_run(run)
     name = saved.choose(model)
     catalogue = read_catalogue(saved, data)
-    trained = restore(saved, name, catalogue.dataset)
-    if isinstance(trained, HM4SR):
-        raise ServingError(
-            f"{name} reads when each item was taken, which is not known here. Give another model."
-        )
-    return Recommender(trained, catalogue, name=name)
+    return Recommender(restore(saved, name, catalogue.dataset), catalogue, name=name)
 
 
 class Recommender:
@@ -99,9 +71,7 @@ class Recommender:
         self.catalogue = catalogue
         self.modalities: tuple[str, ...] = model.get_submodule("items").names  # type: ignore[assignment]
         self.reader = Reader(model).eval()
-        dataset = catalogue.dataset
-        counts = torch.bincount(dataset.user_ids, minlength=dataset.num_users)
-        self.histories = Ragged.from_lengths(dataset.item_ids, counts)
+        self.histories = user_histories(catalogue.dataset)
         if not self.reader.x.isfinite().all():
             raise ServingError(f"{name} has weights that are not finite. Train it again.")
 
@@ -117,6 +87,7 @@ class Recommender:
         k: int = 10,
         *,
         user: int | None = None,
+        times: Sequence[int] | None = None,
         unseen: bool = True,
         index: Index | None = None,
     ) -> list[Recommendation]:
@@ -126,17 +97,20 @@ class Recommender:
             history: what was taken so far, the latest last: item ids, or parts of titles.
             k: how many; fewer come back where the catalogue has no more.
             user: instead of a history, a user of the dataset, with all that is known of them.
+            times: when each item of the history was taken, in the unit of the dataset's timestamps.
+                Only models that read times look at them; they read positions where there are none.
             unseen: whether to leave out what the history has already.
             index: looks up candidates instead of scoring all of them.
 
         Raises:
             ServingError: there is no history, or an item or user that the model does not know.
         """
-        items, valid = self.encode(history, user=user)
-        found = self.top_k(items, valid, k, unseen=unseen, index=index)
+        given = self.encode(history, user=user, times=times)
+        items, valid, known = given
+        found = self.top_k(items, valid, k, times=known, unseen=unseen, index=index)
         keep = found.items[0] >= 0
         rows = found.items[:, keep]
-        parts, weights = self._reasons(self.read(items, valid), rows)
+        parts, weights = self._reasons(self.read(*given), rows, found.scores[:, keep])
         return [
             Recommendation(
                 item=int(self.catalogue.item_ids[row]),
@@ -152,18 +126,21 @@ class Recommender:
         ]
 
     def encode(
-        self, history: Sequence[int | str] | None = None, *, user: int | None = None
-    ) -> tuple[Tensor, Tensor]:  # (1, L), (1, L)
-        """A history as the rows that :meth:`top_k` takes."""
+        self,
+        history: Sequence[int | str] | None = None,
+        *,
+        user: int | None = None,
+        times: Sequence[int] | None = None,
+    ) -> History:  # one row
+        """A history as the rows that :meth:`top_k` takes; the times of a user are known."""
         if (history is None) == (user is None):
             raise ServingError("Give a history or a user: item ids or titles, or a user id.")
-        ids = self.history(user) if user is not None else resolve(history or (), self.catalogue)
-        if not ids:
-            raise ServingError(
-                "The history is empty. Give at least one item, by its id or a part of its title."
-            )
-        items = self.catalogue.item_rows(torch.tensor(ids)).unsqueeze(0)
-        return items, torch.ones_like(items, dtype=torch.bool)
+        if user is None:
+            return typed_history(history or (), self.catalogue, times)
+        if times is not None:
+            raise ServingError("Expected times beside a typed history; those of a user are known.")
+        row = torch.tensor([self.catalogue.user_row(user)])
+        return History(*self.histories.padded(row), self.histories.padded_times(row))
 
     def top_k(
         self,
@@ -171,6 +148,7 @@ class Recommender:
         valid: Tensor,  # (B, L) bool
         k: int = 10,
         *,
+        times: Tensor | None = None,  # (B, L)
         unseen: bool = True,
         index: Index | None = None,
         block: int = BLOCK,
@@ -183,42 +161,74 @@ class Recommender:
             items: histories of any length, in the order of time, padded on the right.
             valid: which positions are real, at least one a row.
             k: how many; all where the catalogue has fewer.
+            times: when the items were taken, if that is known, for a model that reads times.
             unseen: whether to leave out what a history has already.
             index: looks up candidates instead of scoring all of them.
             block: how many items to score at a time.
         """
-        self._check(items, valid)
+        self._check(items, valid, times)
         if k < 1 or block < 1:
             raise ServingError(f"Expected k >= 1 and block >= 1, got {k} and {block}.")
         found = []
-        for rows, real in zip(items.split(ROWS), valid.split(ROWS), strict=True):
-            reading = self.read(rows, real)
+        for start in range(0, len(items), ROWS):
+            part = slice(start, start + ROWS)
+            rows, real = items[part], valid[part]
+            reading = self.read(rows, real, None if times is None else times[part])
             seen = torch.where(real, rows, -1).to(reading.states.device) if unseen else None
             if index is None:
-                best = top_k(reading.states, reading.candidates, k, seen=seen, block=block)
+                best = top_k(
+                    reading.states,
+                    reading.candidates,
+                    k,
+                    seen=seen,
+                    block=block,
+                    blend=reading.blend,
+                    added=reading.added,
+                )
             else:
                 best = index.top_k(reading.states, k, seen=seen)
             found.append(best)
         return TopK(*(torch.cat(part).cpu() for part in zip(*found, strict=True)))
 
     @torch.no_grad()
-    def read(self, items: Tensor, valid: Tensor) -> Reading:  # (B, L), (B, L)
+    def read(
+        self,
+        items: Tensor,  # (B, L)
+        valid: Tensor,  # (B, L)
+        times: Tensor | None = None,  # (B, L)
+    ) -> Reading:
         """What the model makes of histories: only their end, as far as it reads."""
-        items, valid = keep_last(torch.where(valid, items, 0), valid, self.reader.max_length)
-        device = self.reader.x.device
-        reading: Reading = self.reader(items.to(device), valid.to(device))
+        device, length = self.reader.x.device, self.reader.max_length
+        if times is not None:
+            times = keep_last(times, valid, length)[0].to(device)
+        items, valid = keep_last(torch.where(valid, items, 0), valid, length)
+        reading: Reading = self.reader(items.to(device), valid.to(device), times)
         if not reading.states.isfinite().all():
             raise ServingError(f"{self.name} makes a state that is not finite of a history.")
         return reading
 
     def index(self, kind: IndexKind = "ivf", *, effort: int = 64) -> Index:
         """An approximate index of the candidates; needs the extra ``ann``."""
-        return Index(self._some().candidates, kind, effort=effort)
+        reading = self._some()
+        if reading.blend is not None or reading.added is not None:
+            raise ServingError(
+                f"{self.name} has scores that are no products, which an index cannot look up. "
+                "Leave the index out."
+            )
+        return Index(reading.candidates, kind, effort=effort)
 
-    def recall(self, index: Index, items: Tensor, valid: Tensor, k: int = 10) -> float:
+    def recall(
+        self,
+        index: Index,
+        items: Tensor,  # (B, L)
+        valid: Tensor,  # (B, L)
+        k: int = 10,
+        *,
+        times: Tensor | None = None,  # (B, L)
+    ) -> float:
         """The share of the exact k best items of some histories that an index finds."""
-        self._check(items, valid)
-        reading = self.read(items, valid)
+        self._check(items, valid, times)
+        reading = self.read(items, valid, times)
         return recall(index, reading.states, reading.candidates, k)
 
     def latency(
@@ -227,53 +237,30 @@ class Recommender:
         valid: Tensor,  # (B, L)
         k: int = 10,
         *,
+        times: Tensor | None = None,  # (B, L)
         index: Index | None = None,
         repeats: int = 30,
     ) -> float:
         """The median time of :meth:`top_k`, in seconds, over some calls after two others."""
-        times = []
+        taken = []
         for _ in range(repeats + 2):
             start = time.perf_counter()
-            self.top_k(items, valid, k, index=index)
-            times.append(time.perf_counter() - start)
-        return median(times[2:])
+            self.top_k(items, valid, k, times=times, index=index)
+            taken.append(time.perf_counter() - start)
+        return median(taken[2:])
 
     def export(self, path: str | Path, k: int = 10, *, unseen: bool = True) -> None:
         """Write scoring as a program of :mod:`torch.export`, which runs without this code.
 
-        It takes ``items`` and ``valid`` as :meth:`top_k` does, any number of histories of any
-        length, and returns scores and items. ``k`` and ``unseen`` are fixed.
+        It takes ``items`` and ``valid`` as :meth:`top_k` does, and ``times`` if the model reads
+        them, any number of histories of any length, and returns scores and items. ``k`` and
+        ``unseen`` are fixed.
         """
-        scoring = Scoring(self.reader, min(k, self.catalogue.dataset.num_items), unseen=unseen)
-        example = torch.zeros(3, 5, dtype=torch.int64, device=self.reader.x.device)
-        batch, length = torch.export.Dim("batch", min=1), torch.export.Dim("length", min=1)
-        shape = {0: batch, 1: length}
-        with torch.no_grad():
-            program = torch.export.export(
-                scoring, (example, example == 0), dynamic_shapes=(shape, shape)
-            )
-        torch.export.save(program, path)
+        kept = min(k, self.catalogue.dataset.num_items)
+        write_program(path, Scoring(self.reader, kept, unseen=unseen))
 
-    def _check(self, items: Tensor, valid: Tensor) -> None:
-        if items.ndim != 2 or items.shape != valid.shape:
-            raise ServingError(
-                "Expected items and valid of one shape (B, L), got "
-                f"{tuple(items.shape)} and {tuple(valid.shape)}."
-            )
-        if not len(items):
-            raise ServingError("Expected at least one history, got none.")
-        empty = (~valid.any(1)).nonzero().flatten()
-        if len(empty):
-            raise ServingError(f"The history in row {int(empty[0])} is empty. Give it an item.")
-        if (valid[:, 1:] & ~valid[:, :-1]).any():
-            raise ServingError("Expected histories padded on the right, got a gap before an item.")
-        real = items[valid]
-        num_items = self.catalogue.dataset.num_items
-        if int(real.min()) < 0 or int(real.max()) >= num_items:
-            raise ServingError(
-                f"Expected items from 0 to {num_items - 1}, got {int(real.min())} to "
-                f"{int(real.max())}."
-            )
+    def _check(self, items: Tensor, valid: Tensor, times: Tensor | None) -> None:
+        check_histories(History(items, valid, times), self.catalogue.dataset.num_items)
 
     def _some(self) -> Reading:
         one = torch.zeros(1, 1, dtype=torch.int64)
@@ -283,10 +270,17 @@ class Recommender:
         category = int(self.catalogue.dataset.category[row])
         return None if category == UNKNOWN else self.catalogue.dataset.categories[category]
 
-    def _reasons(self, reading: Reading, rows: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _reasons(
+        self, reading: Reading, rows: Tensor, scores: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Parts and weights (k, M) of the items that were chosen for one history."""
         rows = rows.to(reading.states.device)
         parts = self.reader.parts(reading.states, rows)
+        if reading.added is not None and (parts is not None or len(self.modalities) == 1):
+            told = added_at(reading.added, torch.zeros_like(rows[0]), rows[0]).view(1, -1, 1)
+            if parts is None:  # the rest is of the only modality
+                parts = scores.to(told.device).unsqueeze(-1) - told
+            parts = torch.cat([parts, told], dim=-1)
         weights = self.reader.item_weights
         if reading.weights is not None:
             weights = reading.weights.expand(rows.shape[1], -1)
@@ -297,4 +291,5 @@ class Recommender:
     def _by_name(self, values: Tensor | None, place: int) -> dict[str, float] | None:
         if values is None:
             return None
-        return dict(zip(self.modalities, values[place].tolist(), strict=True))
+        names = (*self.modalities, MEMORY)[: values.shape[1]]
+        return dict(zip(names, values[place].tolist(), strict=True))

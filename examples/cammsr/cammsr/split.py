@@ -86,10 +86,15 @@ class Ragged:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be predicted for each user, and what is known by then."""
+    """What is to be predicted for some users, and what is known by then."""
 
     history: Ragged  # U rows of item ids, in the order of time
     item: Tensor  # (U,) int64
+    users: Tensor | None = None  # (U,) int64, whose rows; those of all users in turn by default
+
+    def user(self, row: int) -> int:
+        """The user of a row."""
+        return row if self.users is None else int(self.users[row])
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["TABLES", "Row"]
+__all__ = ["HEAD", "TABLES", "Row", "cells"]
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ HEAD = ("model", "mean", "std", "difference", "95 %", "p (Holm)", "wins")
 
 def _text(title: str, rows: Sequence[Row]) -> str:
     lines = [title, _line(("", *HEAD[1:]))]
-    return "\n".join([*lines, *(_line(_cells(row)) for row in rows)])
+    return "\n".join([*lines, *(_line(cells(row)) for row in rows)])
 
 
-def _line(cells: Sequence[str]) -> str:
+def _line(texts: Sequence[str]) -> str:
     widths = (9, 9, 13, 11, 10, 9)
-    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True))
-    return f"{cells[0]:22}{numbers}".rstrip()
+    numbers = "".join(f"{cell:>{width}}" for cell, width in zip(texts[1:], widths, strict=True))
+    return f"{texts[0]:22}{numbers}".rstrip()
 
 
 def _markdown(title: str, rows: Sequence[Row]) -> str:
-    lines = [HEAD, ("---", *("--:",) * (len(HEAD) - 1)), *(_cells(row) for row in rows)]
+    lines = [HEAD, ("---", *("--:",) * (len(HEAD) - 1)), *(cells(row) for row in rows)]
     return "\n".join([title, "", *("| " + " | ".join(line) + " |" for line in lines)])
 
 
@@ -48,7 +48,7 @@ def _latex(title: str, rows: Sequence[Row]) -> str:
         r"\toprule",
         " & ".join(map(_escape, HEAD)) + r" \\",
         r"\midrule",
-        *(" & ".join(map(_escape, _cells(row))) + r" \\" for row in rows),
+        *(" & ".join(map(_escape, cells(row))) + r" \\" for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
     ]
@@ -61,7 +61,8 @@ def _escape(text: str) -> str:
     return f"${text}$" if text.startswith(("+", "-")) else text
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def cells(row: Row) -> tuple[str, ...]:
+    """A row under ``HEAD``, as text."""
     known = (row.model, f"{row.mean:.4f}", "" if math.isnan(row.std) else f"{row.std:.4f}")
     if row.difference is None:
         return (*known, "", "", "", "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cammsr.dataset import Dataset
+from cammsr.dataset import Dataset, DatasetError
 from cammsr.split import Ragged, Split, Target
 
 __all__ = ["TimeLeak", "TimeSplit", "global_time_split", "has_times", "time_leak"]
@@ -84,7 +84,8 @@ def global_time_split(dataset: Dataset, share: float = 0.8) -> TimeSplit:
     Items that occur in no train sequence are cold.
 
     Raises:
-        ValueError: the timestamps are positions, or a part is empty.
+        ValueError: the share is none.
+        DatasetError: the timestamps are positions, or a part is empty.
     """
     if not 0 < share < 1:
         raise ValueError(f"Expected a share between 0 and 1, got {share}.")
@@ -98,7 +99,7 @@ def global_time_split(dataset: Dataset, share: float = 0.8) -> TimeSplit:
     test, test_users, no_past_either = _targets(dataset, second, int(ordered[-1]) + 1)
     parts = (int(enough.sum()), len(validation_users), len(test_users))
     if not all(parts):
-        raise ValueError(
+        raise DatasetError(
             f"Expected users in every part, '{dataset.name}' has {parts[0]} to train on, "
             f"{parts[1]} to validate and {parts[2]} to test at a share of {share}."
         )
@@ -145,7 +146,7 @@ def time_leak(split: Split, dataset: Dataset) -> TimeLeak:
 
 def _check_times(dataset: Dataset) -> None:
     if not has_times(dataset):
-        raise ValueError(
+        raise DatasetError(
             f"The timestamps of '{dataset.name}' are positions in each user's sequence, not times "
             "that could be compared between users."
         )
@@ -168,7 +169,7 @@ def _targets(dataset: Dataset, begin: int, end: int) -> tuple[Target, Tensor, in
     has_past = history.lengths[users] > 0
     rows = torch.zeros(dataset.num_users, dtype=torch.bool)
     rows[users[has_past]] = True
-    target = Target(_rows(history, rows), dataset.item_ids[place[has_past]])
+    target = Target(_rows(history, rows), dataset.item_ids[place[has_past]], users[has_past])
     return target, users[has_past], int((~has_past).sum())
 
 

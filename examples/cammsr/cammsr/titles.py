@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from cammsr.saved import Catalogue, ServingError
 
-__all__ = ["find_title", "resolve", "split_history"]
+__all__ = ["cut", "find_title", "resolve", "split_history"]
 
 SHOWN = 8  # how many titles a message lists
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what would move a terminal's cursor
+
+
+def cut(text: str, width: int) -> str:
+    """A title on one line, of so many letters at most."""
+    text = CONTROL.sub(" ", text)
+    return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
 def split_history(text: str) -> list[int | str]:

@@ -19,11 +19,14 @@ from torch import nn
 from cammsr.batches import target_loader, training_loader
 from cammsr.config import Config
 from cammsr.dataset import Dataset
+from cammsr.hardware import compile_model, hardware
 from cammsr.keeper import Keeper, best_epoch, is_over
+from cammsr.memory import memory_of
 from cammsr.metrics import evaluate
 from cammsr.module import MONITOR, RecommenderModule
+from cammsr.processes import process, wait_for_all
 from cammsr.scoring import ModelScorer
-from cammsr.split import Split
+from cammsr.split import Split, Target
 from cammsr.variants import build
 
 __all__ = ["Trained", "train"]
@@ -61,7 +64,11 @@ def train(
     goes on from its checkpoint, and ends with the same weights as if it never had been.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model, objective = build(variant, dataset, config)
+    counts = torch.bincount(split.train.values, minlength=dataset.num_items)
+    model, objective = build(variant, dataset, config, counts)
+    memory = memory_of(model)
+    if memory is not None:
+        memory.fit(split.train)
     options = config.training
     keeper = Keeper(folder, MONITOR, options.patience, options.checkpoint_steps)
     keeper.read()
@@ -73,13 +80,20 @@ def train(
             keeper,
             progress,
         )
+    if options.compile or options.strategy == "fsdp":
+        model, _ = build(variant, dataset, config)  # as it was before
+    wait_for_all()  # the weights are written
     model.load_state_dict(keeper.best(), strict=False)  # without the raw features
     scorer = ModelScorer(model.eval())
+
+    def ranked(target: Target) -> dict[str, float]:
+        return evaluate(scorer, target, batch_size=RANKING_BATCH) if process()[0] == 0 else {}
+
     return Trained(
         name=variant,
         model=model,
-        validation=evaluate(scorer, split.validation, batch_size=RANKING_BATCH),
-        test=evaluate(scorer, split.test, batch_size=RANKING_BATCH) if test else {},
+        validation=ranked(split.validation),
+        test=ranked(split.test) if test else {},
         seconds=keeper.seconds,
         epochs=len(keeper.curve),
         best_epoch=best_epoch(keeper.curve),
@@ -92,9 +106,18 @@ def _fit(
 ) -> None:
     length, options = config.model.max_length, config.training
     loaders = (
-        training_loader(split.train, length, options.batch_size, config.seed),
-        target_loader(split.validation, length, RANKING_BATCH),
+        training_loader(
+            split.train,
+            length,
+            options.batch_size,
+            config.seed,
+            examples=options.examples,
+            share=process(),
+        ),
+        target_loader(split.validation, length, RANKING_BATCH, process()),
     )
+    if options.compile:
+        compile_model(module.model)
     with _quiet():
         trainer = _trainer(config, keeper, progress)
         stopped = keeper.checkpoint if keeper.checkpoint.is_file() else None
@@ -120,6 +143,8 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         # Batches are cut from tensors in memory: a loader process would cost more than it brings.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        # The name that older torch has for what torch 2.13 calls forward_sync_buffers.
+        warnings.filterwarnings("ignore", ".*broadcast_buffers. is deprecated.*")
         # The trainer's own use of a torch interface that torch 2.13 deprecates.
         warnings.filterwarnings("ignore", ".*LeafSpec.*", FutureWarning)
         yield
@@ -128,8 +153,7 @@ def _quiet() -> Iterator[None]:
 def _trainer(config: Config, keeper: Keeper, progress: bool) -> Trainer:
     folder, name = keeper.folder, f"run-{_count(keeper.folder)}"
     return Trainer(
-        accelerator="gpu" if torch.cuda.is_available() else "cpu",
-        devices=1,
+        **hardware(config.training),
         default_root_dir=folder,
         max_epochs=config.training.max_epochs,
         callbacks=[keeper, *([_ProgressBar(refresh_rate=5)] if progress else [])],
