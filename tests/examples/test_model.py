@@ -20,6 +20,7 @@ SMALL = ModelConfig(dim=8, hidden_dim=16, num_experts=2, max_length=6, dropout=0
 CONFIGS = {
     "default": SMALL,
     "layernorm": replace(SMALL, norm="layernorm"),
+    "affine dynamic tanh": replace(SMALL, norm="affine_dyt"),
     "shared, normalised experts": replace(SMALL, shared_experts=True, normalize_experts=True),
     "difficulty": replace(SMALL, guidance="difficulty", reduction="sum", detach_gate=True),
     "sparse": replace(SMALL, num_experts=4, top_k=2),

@@ -104,6 +104,14 @@ def test_corrected_negatives_estimate_the_sum_over_the_catalogue_without_bias(nu
     assert error < 0.02 * values.sum()
 
 
+def test_a_target_that_was_never_counted_still_makes_a_loss():
+    """Its probability would be 0, and the correction infinite."""
+    sampler = NegativeSampler(torch.tensor([3, 0, 2]), 0)
+    states, candidates, targets = torch.randn(4, 2), torch.randn(3, 2), torch.tensor([0, 1, 1, 2])
+    loss = sampled_cross_entropy(states, candidates, targets, sampler(targets))
+    assert loss.isfinite()
+
+
 def test_popular_items_are_drawn_more_often_and_all_may_be():
     torch.manual_seed(0)
     sampler = NegativeSampler(torch.tensor([0, 15, 255]), num_sampled=2)
