@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cammsr.dataset import UNKNOWN, Dataset
-from cammsr.ranking import BLOCK, top_k
+from cammsr.ranking import BLOCK, best_of
 from cammsr.reading import HistoryReader, readings
 from cammsr.split import Ragged, Target
 
@@ -40,15 +40,7 @@ def recommended(
         if unseen:
             items, valid = target.history.padded(torch.arange(rows.start, rows.stop))
             seen = torch.where(valid, items, -1).to(reading.states.device)
-        found = top_k(
-            reading.states,
-            reading.candidates,
-            k,
-            seen=seen,
-            block=block,
-            blend=reading.blend,
-            added=reading.added,
-        )
+        found = best_of(reading, k, seen=seen, block=block)
         lists.append(found.items.cpu())
     return torch.cat(lists)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cammsr.ranking import Reader, Reading, top_k, window
+from cammsr.ranking import Reader, Reading, best_of, window
 
 __all__ = ["Scoring", "write_program"]
 
@@ -33,14 +33,7 @@ class Scoring(nn.Module):
             times, _ = window(times, valid, length)
         reading: Reading = self.reader(*window(items, valid, length), times)
         seen = torch.where(valid, items, -1) if self.unseen else None
-        scores, best = top_k(
-            reading.states,
-            reading.candidates,
-            self.k,
-            seen=seen,
-            blend=reading.blend,
-            added=reading.added,
-        )
+        scores, best = best_of(reading, self.k, seen=seen)
         return scores, best
 
 

@@ -17,7 +17,7 @@ from cammsr.model import CAMMSR, RecommenderOutput, last_position, made_candidat
 from cammsr.time_code import reads_times, time_arguments
 from mmfuse.types import FusionOutput, Streams
 
-__all__ = ["Reader", "Reading", "TopK", "top_k", "window"]
+__all__ = ["Reader", "Reading", "TopK", "best_of", "top_k", "window"]
 
 BLOCK = 16384  # items scored at a time
 LOW = 1 << 32
@@ -76,6 +76,19 @@ def top_k(
         best = keys.topk(min(k, keys.shape[1]), dim=1).values
     assert best is not None  # a catalogue has items
     return _from_keys(best)
+
+
+def best_of(reading: Reading, k: int, *, seen: Tensor | None = None, block: int = BLOCK) -> TopK:
+    """:func:`top_k` of what a model made of histories."""
+    return top_k(
+        reading.states,
+        reading.candidates,
+        k,
+        seen=seen,
+        block=block,
+        blend=reading.blend,
+        added=reading.added,
+    )
 
 
 def window(

@@ -20,7 +20,7 @@ from cammsr.export import Scoring, write_program
 from cammsr.histories import History, check_histories, typed_history, user_histories
 from cammsr.index import Index, IndexKind, recall
 from cammsr.memory import added_at
-from cammsr.ranking import BLOCK, Reader, Reading, TopK, top_k
+from cammsr.ranking import BLOCK, Reader, Reading, TopK, best_of
 from cammsr.recommendation import MEMORY, Recommendation
 from cammsr.saved import Catalogue, ServingError, read_catalogue, read_run, restore
 from cammsr.split import keep_last
@@ -176,15 +176,7 @@ class Recommender:
             reading = self.read(rows, real, None if times is None else times[part])
             seen = torch.where(real, rows, -1).to(reading.states.device) if unseen else None
             if index is None:
-                best = top_k(
-                    reading.states,
-                    reading.candidates,
-                    k,
-                    seen=seen,
-                    block=block,
-                    blend=reading.blend,
-                    added=reading.added,
-                )
+                best = best_of(reading, k, seen=seen, block=block)
             else:
                 best = index.top_k(reading.states, k, seen=seen)
             found.append(best)
