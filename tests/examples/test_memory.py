@@ -32,6 +32,7 @@ from cammsr.serving import Recommender, ServingError, load
 from cammsr.split import Ragged
 from cammsr.training import train
 from cammsr.variants import build, configure
+from tests.examples.pages import Page
 
 VARIANTS = ("sasrec + memory", "cammsr + memory", "hm4sr + memory")
 Seeds = st.integers(0, 10_000)
@@ -409,7 +410,12 @@ def test_a_run_with_a_memory_is_used_and_shown(tiny, config, tmp_path, capsys):
     assert found["all"]["ndcg@10"] == pytest.approx(test["ndcg@10"])
     for points in found["curves"].values():
         assert points[0]["ndcg@10"] == found["all"]["ndcg@10"]
-    assert "sasrec + memory" in (folder / "report.html").read_text()
+    page = Page((folder / "report.html").read_text())
+    users = [rows for caption, rows in page.tables.items() if caption.startswith("The best")]
+    assert users
+    for head, *choices in users:
+        assert "memory" in head
+        assert all(len(choice) == len(head) for choice in choices)
     capsys.readouterr()
     before = torch.get_num_threads()
     answer(parse_question([str(folder), "--user", "3", "-k", "4"]))

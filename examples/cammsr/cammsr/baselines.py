@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cammsr.config import ModelConfig
 from cammsr.encoder import make_encoder
-from cammsr.items import ID, ItemStreams, look_up
+from cammsr.items import ID, ItemStreams, look_up, make_items
 from cammsr.model import RecommenderOutput
 from mmfuse import SumFusion
 from mmfuse.fusion import MixerFusion, available, build
@@ -117,9 +117,7 @@ def fused_recommender(
     features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig, *, fusion: str
 ) -> FusedRecommender | SequenceRecommender:
     """All modalities, by any fusion of :func:`mmfuse.fusion.available`."""
-    items = ItemStreams(
-        features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
-    )
+    items = make_items(features, labels, config)
     options = _options(fusion, items.names, config)
     block = build(fusion, config.dim, len(items.names), **options)
     if fusion in available("sequences"):
@@ -132,9 +130,7 @@ def unisrec(
     features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig
 ) -> FusedRecommender:
     """UniSRec (Hou et al., 2022): whitened modalities plus the id, compared by cosine / .07."""
-    items = ItemStreams(
-        features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
-    )
+    items = make_items(features, labels, config)
     options = _options("whitening", items.names, config)
     fusion = build("whitening", config.dim, len(items.names), **options)
     return FusedRecommender(items, fusion, None, config, temperature=0.07)
@@ -148,9 +144,7 @@ def mmmlp(
     Causal here, so that every position can be trained; as many layers, as wide inside and with the
     dropout that ``config`` gives the Transformers of others.
     """
-    items = ItemStreams(
-        features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
-    )
+    items = make_items(features, labels, config)
     fusion = MixerFusion(
         config.dim,
         len(items.names),

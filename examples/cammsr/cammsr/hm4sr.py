@@ -16,7 +16,7 @@ from cammsr.hm4sr_losses import (
     id_contrast,
     placeholder_contrast,
 )
-from cammsr.items import ItemStreams, look_up
+from cammsr.items import look_up, make_items
 from cammsr.model import RecommenderOutput, last_position, last_valid
 from cammsr.time_code import TemporalMixture, TimeCode, times_or_positions
 from mmfuse.fusion import InteractiveMixture
@@ -49,10 +49,8 @@ class HM4SR(nn.Module):
         config: ModelConfig,
     ) -> None:
         super().__init__()
-        dim, (num_items, num_categories) = config.dim, labels.shape
-        self.items = ItemStreams(
-            features, num_items, dim, use_id=config.use_id, scale=config.init_scale
-        )
+        dim, num_categories = config.dim, labels.shape[1]
+        self.items = make_items(features, labels, config)
         self.register_buffer("labels", labels, persistent=False)
         modalities = len(self.items.names)
         self.first_other = int(config.use_id)  # the id comes first

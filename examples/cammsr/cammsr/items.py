@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cammsr.config import ModelConfig
 from mmfuse import FeatureTable, ModalityProjection
 from mmfuse.types import Streams
 
-__all__ = ["ID", "ItemStreams", "look_up"]
+__all__ = ["ID", "ItemStreams", "look_up", "make_items"]
 
 ID = "id"
 """The modality that is the item itself: a learned embedding."""
@@ -80,6 +81,17 @@ class ItemStreams(nn.Module):
             present = {name: there[items] for name, there in present.items()}
         streams: Streams = self.projection(features, present)
         return streams
+
+
+def make_items(
+    features: Mapping[str, Tensor],  # modality -> (V, D_m)
+    labels: Tensor,  # (V, C)
+    config: ModelConfig,
+) -> ItemStreams:
+    """The item streams that a configuration describes."""
+    return ItemStreams(
+        features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
+    )
 
 
 def standardise(raw: Tensor) -> Tensor:  # (V, D_m) -> (V, D_m)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cammsr.config import ModelConfig
 from cammsr.encoder import make_encoder
-from cammsr.items import ItemStreams
+from cammsr.items import make_items
 from cammsr.model import RecommenderOutput
 from mmfuse.layers import mask_absent
 from mmfuse.types import Streams
@@ -87,9 +87,7 @@ class MISSRec(nn.Module):
         config: ModelConfig,
     ) -> None:
         super().__init__()
-        self.items = ItemStreams(
-            features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
-        )
+        self.items = make_items(features, labels, config)
         self.positions = nn.Parameter(torch.empty(config.max_length, config.dim))
         self.encoder = make_encoder(replace(config, norm="layernorm"))
         self.blend = UserAdaptiveBlend(len(self.items.names), use_id=config.use_id)

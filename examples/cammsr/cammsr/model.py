@@ -12,7 +12,7 @@ from cammsr.blend import Blend
 from cammsr.config import ModelConfig
 from cammsr.encoder import make_encoder
 from cammsr.enrichment import enrich_alone, make_enrichment
-from cammsr.items import ItemStreams, look_up
+from cammsr.items import look_up, make_items
 from cammsr.time_code import IntervalEmbedding, TemporalMixture, TimeCode, times_or_positions
 from mmfuse.types import EnrichmentOutput, Streams
 
@@ -52,11 +52,9 @@ class CAMMSR(nn.Module):
     ) -> None:
         super().__init__()
         dim = config.dim
-        num_items, num_categories = labels.shape
+        num_categories = labels.shape[1]
         self.config = config
-        self.items = ItemStreams(
-            features, num_items, dim, use_id=config.use_id, scale=config.init_scale
-        )
+        self.items = make_items(features, labels, config)
         self.positions = nn.Parameter(torch.empty(config.max_length, dim))
         self.register_buffer("labels", labels, persistent=False)
         modalities = len(self.items.names)

@@ -78,18 +78,13 @@ def _article(recommender: Recommender, target: Target, case: Case) -> Markup:
                 "p", "Took next: ", element("strong", _title(catalogue.dataset.titles[taken], true))
             ),
         ),
-        _choices(
-            recommender, choices, true, f"The best {len(choices)} for user {user}; modalities in %"
-        ),
+        _choices(choices, true, f"The best {len(choices)} for user {user}; modalities in %"),
     )
 
 
-def _choices(
-    recommender: Recommender, choices: list[Recommendation], true: int, caption: str
-) -> Markup:
-    explained = bool(choices) and shares(choices[0]) is not None
-    head = ["place", "title", "category", "score"]
-    head += [name for name in recommender.modalities if explained]
+def _choices(choices: list[Recommendation], true: int, caption: str) -> Markup:
+    explained = (shares(choices[0]) if choices else None) or {}
+    head = ["place", "title", "category", "score", *explained]
     rows, classes = [], []
     for place, choice in enumerate(choices, start=1):
         mark = " ← taken next" if choice.item == true else ""
