@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from cammsr.batches import Batch, training_loader
 from cammsr.blockwise import model_ranks
 from cammsr.categories import virtual_categories, with_categories
-from cammsr.cli import parse, parse_comparison
+from cammsr.cli import parse
 from cammsr.clusters import k_means
+from cammsr.compare_cli import parse_comparison
 from cammsr.comparison import compare
 from cammsr.config import CategoryConfig, ModelConfig, ObjectiveConfig
 from cammsr.dataset import UNKNOWN, DatasetError, write_folder
@@ -401,16 +402,19 @@ def test_a_run_without_experts_has_its_report(on_folder):
 
 
 def test_a_setting_is_varied_value_by_value():
-    *_, varied = parse_comparison(
+    rows = parse_comparison(
         ["--data", "x", "--vary", "model.num_experts=1,4", "objective.contrast_pairs=[[id,text]]"]
-    )
-    assert [config.model.num_experts for config in varied.values()] == [1, 4, 4]
-    assert list(varied) == [
+    ).rows
+    assert [config.model.num_experts for _, config in rows.values()] == [4, 4, 1, 4, 4]
+    assert [model for model, _ in rows.values()] == ["cammsr", "sasrec", *["cammsr"] * 3]
+    assert list(rows) == [
+        "cammsr",
+        "sasrec",
         "cammsr model.num_experts=1",
         "cammsr model.num_experts=4",
         'cammsr objective.contrast_pairs=[["id", "text"]]',
     ]
-    assert varied["cammsr model.num_experts=4"] == parse(["--data", "x"])[0]
+    assert rows["cammsr model.num_experts=4"][1] == parse(["--data", "x"])[0]
 
 
 @pytest.mark.parametrize(
@@ -431,8 +435,12 @@ def test_wrong_variations_are_refused(setting, message, capsys):
 
 def test_a_comparison_has_a_row_for_each_value(on_folder):
     other = replace(on_folder, training=replace(on_folder.training, learning_rate=0.1))
-    varied = {"sasrec as it is": on_folder, "sasrec training.learning_rate=0.1": other}
-    scores = compare(on_folder, ["sasrec"], 1, "hr@5", varied)["ndcg@10"]
+    rows = {
+        "sasrec": ("sasrec", on_folder),
+        "sasrec as it is": ("sasrec", on_folder),
+        "sasrec training.learning_rate=0.1": ("sasrec", other),
+    }
+    scores = compare(rows, 1, "hr@5")["ndcg@10"]
     assert scores["sasrec as it is"] == scores["sasrec"]
     (alone,) = run(other, ["sasrec"], progress=False).models
     assert scores["sasrec training.learning_rate=0.1"] == [alone.test["ndcg@10"]]

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from cammsr.comparison import adjusted, compare, paired, rows
+from cammsr.compare_cli import parse_comparison
+from cammsr.comparison import adjusted, compare, join, paired, rows
 from cammsr.dataset import write_folder
+from cammsr.joined import read_runs
+from cammsr.metrics import METRIC_NAMES
+from cammsr.run import run
 from cammsr.tables import TABLES
 
 
@@ -85,7 +89,7 @@ def test_latex_escapes_what_it_would_read_as_a_command(table):
 def test_a_comparison_runs_the_seeds_and_writes_its_tables(tiny, config, tmp_path, capsys):
     write_folder(tiny, tmp_path / "tiny")
     config = replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "runs"))
-    scores = compare(config, ["cammsr", "sasrec"], 2, "hr@5")
+    scores = compare({name: (name, config) for name in ("cammsr", "sasrec")}, 2, "hr@5")
     assert {len(values) for values in scores["hr@5"].values()} == {2}
     (file,) = Path(config.output).glob("comparison-*.json")
     assert json.loads(file.read_text())["test/ndcg@10"] == scores["ndcg@10"]
@@ -95,3 +99,133 @@ def test_a_comparison_runs_the_seeds_and_writes_its_tables(tiny, config, tmp_pat
     assert file.with_suffix(".txt").read_text().strip() in printed
     assert f"{pair.wins} of 2" in file.with_suffix(".md").read_text()
     assert r"\toprule" in file.with_suffix(".tex").read_text()
+
+
+# -- the best settings of each model --------------------------------------------------------------
+
+
+@pytest.fixture
+def search(tmp_path):
+    """What tune.py leaves: a file for each model."""
+    folder = tmp_path / "search"
+    folder.mkdir()
+    (folder / "best-cammsr.yaml").write_text("model: {dropout: 0.2}\n")
+    (folder / "best-sasrec.yaml").write_text("training: {learning_rate: 0.02}\n")
+    return folder
+
+
+def test_each_model_gets_its_best_settings_above_those_that_are_given(search):
+    given = ["--data", "x", "--model.dropout", "0.4", "--model.dim", "8", "--tuned", str(search)]
+    rows = parse_comparison([*given, "--vary", "model.dim=16"]).rows
+    assert [config.model.dropout for _, config in rows.values()] == [0.2, 0.4, 0.2]
+    assert [config.model.dim for _, config in rows.values()] == [8, 8, 16]
+    assert [config.training.learning_rate for _, config in rows.values()] == [1e-3, 0.02, 1e-3]
+    assert list(rows) == ["cammsr", "sasrec", "cammsr model.dim=16"]
+
+
+def test_a_model_that_was_not_searched_is_refused(search, capsys):
+    with pytest.raises(SystemExit):
+        parse_comparison(["--data", "x", "--models", "[sum]", "--tuned", str(search)])
+    assert f"best settings of every model in {search}, best-sum.yaml lacks" in (
+        capsys.readouterr().err
+    )
+
+
+# -- runs that are there --------------------------------------------------------------------------
+
+
+def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(tiny, config, tmp_path):
+    write_folder(tiny, tmp_path / "tiny")
+    config = replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "together"))
+    slower = replace(config, training=replace(config.training, learning_rate=0.001))
+    settings = {"cammsr": ("cammsr", config), "sasrec": ("sasrec", slower)}
+    together = compare(settings, 2)
+    runs = [
+        run(replace(chosen, seed=seed, output=str(tmp_path / "apart")), [name]).folder
+        for seed in (1, 0)
+        for name, chosen in settings.values()
+    ]
+    join(runs, models=["sasrec", "cammsr"])
+    (file,) = (tmp_path / "apart").glob("comparison-*.json")
+    joined = {
+        name.removeprefix("test/"): values for name, values in json.loads(file.read_text()).items()
+    }
+    assert joined == together
+    (other,) = (tmp_path / "together").glob("comparison-*.txt")
+    first, *_ = rows(together["ndcg@10"], "sasrec")[-1:]
+    assert first.model == "sasrec"
+    assert "difference: sasrec minus the row" in file.with_suffix(".txt").read_text()
+    assert "difference: cammsr minus the row" in other.read_text()
+    assert file.with_suffix(".html").is_file()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """Folders such as runs leave."""
+
+    def make(
+        name: str,
+        seed: int,
+        *,
+        model: str = "sasrec",
+        dataset: str = "a",
+        split: str = "leave_one_out",
+        dim: int = 8,
+        sha: str = "0",
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = {
+            "data": "here",
+            "seed": seed,
+            "models": [model],
+            "split": split,
+            "model": {"dim": dim},
+        }
+        (folder / "config.yaml").write_text(json.dumps(config))
+        test = dict.fromkeys(METRIC_NAMES, seed / 10)
+        metrics = {
+            "dataset": dataset,
+            "floors": {"Markov": {"test": test}},
+            "models": {model: {"test": test}},
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+        (folder / "dataset.sha256").write_text(f"{sha}\n")
+        return folder
+
+    return make
+
+
+def test_runs_are_joined_in_the_order_of_their_seeds(finished):
+    joined = read_runs([finished("one", 3), finished("two", 1)])
+    assert joined.models == ["sasrec"]
+    assert joined.scores["mrr@10"] == {"Markov": [0.1, 0.3], "sasrec": [0.1, 0.3]}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ({"seed": 0}, {"seed": 0}, "sasrec once for each seed, got seed 0 in .*one and .*two"),
+        ({"seed": 0}, {"seed": 1, "dim": 9}, "same settings for every seed, got model .*8.*9"),
+        ({"seed": 0}, {"seed": 1, "dataset": "b"}, "same data, got .*'a'.* in .*one and .*'b'"),
+        ({"seed": 0}, {"seed": 1, "split": "global_time"}, "same data, got .*leave.*global_time"),
+        ({"seed": 0}, {"seed": 0, "model": "sum", "sha": "b"}, "same data, got .*'0'.*'b'"),
+        ({"seed": 0}, {"seed": 1, "model": "sum"}, r"same seeds, sasrec has \[0\] and sum \[1\]"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(finished, first, second, message):
+    runs = [finished("one", **first), finished("two", **second)]
+    with pytest.raises(ValueError, match=f"Expected .*{message}"):
+        read_runs(runs)
+
+
+def test_runs_without_a_model_or_an_end_are_refused(finished, tmp_path):
+    folder = finished("one", 0)
+    with pytest.raises(ValueError, match=r"Expected models of the runs, \['sasrec'\], got 'sum'"):
+        read_runs([folder], ["sum"])
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "models": {}}))
+    with pytest.raises(ValueError, match=r"Expected finished runs, .*one lacks \['sasrec'\]"):
+        read_runs([folder])
+    with pytest.raises(ValueError, match=r"the folder of a run, .*nowhere has no config\.yaml"):
+        read_runs([tmp_path / "nowhere"])

@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from cammsr.cli import PLANTED, parse, parse_comparison
+from cammsr.cli import PLANTED, parse
+from cammsr.compare_cli import parse_comparison
 from cammsr.config import Config
 from cammsr.dataset import UNKNOWN, DatasetError, write_folder
 from cammsr.run import run
@@ -112,8 +113,10 @@ def test_a_fusion_is_a_model_of_its_own():
 
 
 def test_number_of_seeds_and_the_metric():
-    assert parse_comparison(["--data", "x", "--seeds", "3"])[2:4] == (3, "ndcg@10")
-    assert parse_comparison(["--data", "x", "--metric", "hr@5"])[2:4] == (5, "hr@5")
+    request = parse_comparison(["--data", "x", "--seeds", "3"])
+    assert (request.seeds, request.metric) == (3, "ndcg@10")
+    request = parse_comparison(["--data", "x", "--metric", "hr@5"])
+    assert (request.seeds, request.metric) == (5, "hr@5")
 
 
 @pytest.mark.parametrize(

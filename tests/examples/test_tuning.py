@@ -74,11 +74,27 @@ def test_a_search_finds_the_better_of_two_and_never_looks_at_the_test(
     monkeypatch.setattr("cammsr.training.evaluate", watched)
     found = tune(config, ["sasrec"], 6, tmp_path / "space.yaml")["sasrec"]
     (file,) = Path(config.output).glob("*/best-sasrec.yaml")
-    again, _, _ = parse(["--data", config.data, "--config", str(file)])
-    assert again.training.learning_rate == found.training.learning_rate
-    assert again.model.dropout == found.model.dropout
+    again, _, _ = parse(["--config", str(file), "--data", config.data, "--output", config.output])
+    assert again == found != config  # with what was set before the search
     trials = sorted(file.parent.glob("sasrec/trial-*"))
     assert len(trials) == 6
+
+
+def test_choices_alone_are_tried_once_each(tiny, config, tmp_path, capsys):
+    pytest.importorskip("optuna", reason="optuna is an extra")
+    write_folder(tiny, tmp_path / "tiny")
+    config = replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "runs"))
+    (tmp_path / "space.yaml").write_text(
+        "training.learning_rate: {choices: [0.001, 0.02]}\nmodel.dropout: {choices: [0.0, 0.3]}\n"
+    )
+    tune(config, ["sasrec"], 20, tmp_path / "space.yaml")
+    tried = {line.partition(" with {")[2] for line in capsys.readouterr().out.splitlines()} - {""}
+    assert tried == {
+        f"'training.learning_rate': {rate}, 'model.dropout': {dropout}}}"
+        for rate in (0.001, 0.02)
+        for dropout in (0.0, 0.3)
+    }
+    assert len(list(Path(config.output).glob("*/sasrec/trial-*"))) == 4
 
 
 def test_a_search_needs_data(config):

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from cammsr.config import Config
-from cammsr.metrics import METRIC_NAMES
 from cammsr.variants import configure
 from mmfuse.fusion import available
 
-__all__ = ["parse", "parse_comparison", "parse_report", "parse_tuning"]
+__all__ = ["make_parser", "parse", "parse_given", "parse_report", "parse_tuning", "read"]
 
 PLANTED = ["cammsr", "cammsr w/o guidance", "cammsr w/o MSCL", "concat", "sasrec"]
 REAL = ["cammsr", "sasrec"]
@@ -26,7 +23,7 @@ SPACE = Path(__file__).parents[1] / "configs" / "space.yaml"
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Path | None]:
     """The configuration, the names of the models to train, and the run to go on with."""
-    parser = _parser("Train CAMMSR beside its floors and baselines.")
+    parser = make_parser("Train CAMMSR beside its floors and baselines.")
     parser.add_argument(
         "--resume",
         type=Path | None,
@@ -45,46 +42,22 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
         if not (folder / "config.yaml").is_file():
             parser.error(f"Expected a run folder after --resume, {folder} has no config.yaml.")
         given = ["--config", str(folder / "config.yaml"), *moved]
-    return (*_read(parser, _parse(parser, given)), folder)
-
-
-def parse_comparison(
-    arguments: Sequence[str] | None = None,
-) -> tuple[Config, list[str], int, str, dict[str, Config]]:
-    """The same, the number of seeds, the metric of the table, and the rows of other settings."""
-    parser = _parser("Compare models over seeds.")
-    parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
-    parser.add_argument("--metric", default="ndcg@10", help=f"of the table: {METRIC_NAMES}")
-    parser.add_argument(
-        "--vary",
-        type=str,
-        nargs="*",
-        default=[],
-        help="settings such as model.num_experts=1,2,4: a row of the first model for each value",
-    )
-    given = _parse(parser, arguments)
-    if given.seeds < 1:
-        parser.error(f"Expected --seeds >= 1, got {given.seeds}.")
-    if given.metric not in METRIC_NAMES:
-        parser.error(f"Expected --metric among {METRIC_NAMES}, got {given.metric!r}.")
-    config, models = _read(parser, given)
-    varied = _vary(parser, arguments, given.vary, models[0])
-    return config, models, given.seeds, given.metric, varied
+    return (*read(parser, parse_given(parser, given)), folder)
 
 
 def parse_tuning(
     arguments: Sequence[str] | None = None,
 ) -> tuple[Config, list[str], int, Path]:
     """The same, the number of trials for each model, and the file of the search space."""
-    parser = _parser("Search settings on validation; the test split is not looked at.")
+    parser = make_parser("Search settings on validation; the test split is not looked at.")
     parser.add_argument("--trials", type=int, default=20, help="trials for each model")
     parser.add_argument("--space", type=Path, default=SPACE, help="a YAML file of what to search")
-    given = _parse(parser, arguments)
+    given = parse_given(parser, arguments)
     if given.trials < 1:
         parser.error(f"Expected --trials >= 1, got {given.trials}.")
     if not given.space.is_file():
         parser.error(f"Expected a YAML file after --space, {given.space} is none.")
-    return (*_read(parser, given), given.trials, given.space)
+    return (*read(parser, given), given.trials, given.space)
 
 
 def parse_report(arguments: Sequence[str] | None = None) -> tuple[str, str | None]:
@@ -98,28 +71,8 @@ def parse_report(arguments: Sequence[str] | None = None) -> tuple[str, str | Non
     return given.run, given.data
 
 
-def _vary(
-    parser: ArgumentParser, arguments: Sequence[str] | None, settings: list[str], model: str
-) -> dict[str, Config]:
-    """A configuration for each value of each setting, by the name of its row."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    found = {}
-    for setting in settings:
-        name, _, listed = setting.partition("=")
-        try:
-            values = yaml.safe_load(f"[{listed}]")
-        except yaml.YAMLError:
-            values = []
-        if "." not in name or not values:
-            parser.error(f"Expected --vary such as model.num_experts=1,2,4, got {setting!r}.")
-        for value in values:
-            text = value if isinstance(value, str) else json.dumps(value)
-            other = _parse(parser, [*given, f"--{name}={text}"])
-            found[f"{model} {name}={text}"] = _read(parser, other)[0]
-    return found
-
-
-def _parser(description: str) -> ArgumentParser:
+def make_parser(description: str) -> ArgumentParser:
+    """The settings of a run, and what to train."""
     parser = ArgumentParser(description=description)
     parser.add_argument("--config", action="config", help="a YAML file of the settings below")
     parser.add_argument(
@@ -137,7 +90,7 @@ def _parser(description: str) -> ArgumentParser:
     return parser
 
 
-def _parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
+def parse_given(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace:
     """Without data the generated catalogue's settings lie below all others that are given."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed: Namespace = parser.parse_args(given)
@@ -146,7 +99,7 @@ def _parse(parser: ArgumentParser, arguments: Sequence[str] | None) -> Namespace
     return parsed
 
 
-def _read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
+def read(parser: ArgumentParser, given: Namespace) -> tuple[Config, list[str]]:
     """Whatever is wrong with the settings is said before anything is computed."""
     try:
         made = parser.instantiate(given)

@@ -7,18 +7,18 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from scipy import stats
 
 from cammsr.config import Config
+from cammsr.joined import Scores, read_runs
 from cammsr.metrics import METRIC_NAMES
 from cammsr.page import comparison_page
 from cammsr.run import Result, run
 from cammsr.tables import TABLES, Row
 
-__all__ = ["Paired", "adjusted", "compare", "paired", "rows"]
-
-Scores = dict[str, list[float]]  # of each model, one value a seed
+__all__ = ["Paired", "adjusted", "compare", "join", "paired", "rows"]
 
 
 @dataclass(frozen=True)
@@ -90,50 +90,81 @@ def rows(scores: Scores, reference: str) -> list[Row]:
 
 
 def compare(
-    config: Config,
-    models: list[str],
-    seeds: int,
-    metric: str = "ndcg@10",
-    varied: Mapping[str, Config] | None = None,
+    settings: Mapping[str, tuple[str, Config]], seeds: int, metric: str = "ndcg@10"
 ) -> dict[str, Scores]:
     """Run every seed, print the comparison, and write it beside the runs after each seed.
 
-    The first of the models is run again, in a run of its own, with every configuration of
-    ``varied``, whose names are those of the rows.
+    Args:
+        settings: of each row of the table its model and its configuration; models of one
+            configuration share a run. The first row is compared with the others.
+        seeds: how many, from the one of the first configuration on.
+        metric: of the table.
     """
-    varied = varied or {}
     scores: dict[str, Scores] = {name: {} for name in METRIC_NAMES}
-    for seed in range(config.seed, config.seed + seeds):
-        result = run(replace(config, seed=seed), models, progress=False)
-        tests = _tests(result)
-        for name, other in varied.items():
-            if other == config:  # the same numbers again
-                tests[name] = tests[models[0]]
-            else:
-                again = run(replace(other, seed=seed), models[:1], progress=False)
-                tests[name] = again.models[0].test
-        _add(scores, tests)
-        if seed == config.seed:
-            path = result.folder.with_name(f"comparison-{result.folder.name}.json")
-        of_tests = {f"test/{name}": values for name, values in scores.items()}
-        path.write_text(json.dumps(of_tests, indent=2) + "\n")
-    title = f"test {metric} over {seeds} seeds; difference: {models[0]} minus the row"
-    found = rows(scores[metric], models[0])
-    for ending, table in TABLES.items():
-        path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
-    page = comparison_page(title, found, [*models, *varied], scores)
-    path.with_suffix(".html").write_text(page, encoding="utf-8")
-    print(TABLES["txt"](title, found))
-    print(f"This table, also for Markdown, LaTeX and browsers, is in {path.with_suffix('.*')}")
+    (_, first), *_ = settings.values()
+    for seed in range(first.seed, first.seed + seeds):
+        folder, tests = _measure(settings, seed)
+        for name, values in scores.items():
+            for row, test in tests.items():
+                values.setdefault(row, []).append(test[name])
+        if seed == first.seed:
+            path = folder.with_name(f"comparison-{folder.name}.json")
+        write_scores(path, scores)
+    write_comparison(path, scores, list(settings), metric)
     return scores
 
 
-def _tests(result: Result) -> dict[str, dict[str, float]]:
-    floors = {name: values["test"] for name, values in result.floors.items()}
-    return floors | {trained.name: trained.test for trained in result.models}
+def join(runs: Sequence[Path], metric: str = "ndcg@10", models: list[str] | None = None) -> None:
+    """Compare what finished runs found, as if it had been measured together."""
+    joined = read_runs(runs, models)
+    path = runs[0].with_name(f"comparison-{runs[0].resolve().name}.json")
+    write_scores(path, joined.scores)
+    write_comparison(path, joined.scores, joined.models, metric)
 
 
-def _add(scores: Mapping[str, Scores], tests: Mapping[str, Mapping[str, float]]) -> None:
-    for metric, values in scores.items():
-        for name, test in tests.items():
-            values.setdefault(name, []).append(test[metric])
+def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
+    """Every metric of every row and seed."""
+    of_tests = {f"test/{name}": values for name, values in scores.items()}
+    path.write_text(json.dumps(of_tests, indent=2) + "\n")
+
+
+def write_comparison(
+    path: Path, scores: Mapping[str, Scores], models: Sequence[str], metric: str
+) -> None:
+    """The table of a metric: printed, for Markdown and LaTeX, and as a page."""
+    found = rows(scores[metric], models[0])
+    seeds = len(scores[metric][models[0]])
+    title = f"test {metric} over {seeds} seeds; difference: {models[0]} minus the row"
+    for ending, table in TABLES.items():
+        path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
+    page = comparison_page(title, found, models, scores)
+    path.with_suffix(".html").write_text(page, encoding="utf-8")
+    print(TABLES["txt"](title, found))
+    print(f"This table, also for Markdown, LaTeX and browsers, is in {path.with_suffix('.*')}")
+
+
+def _measure(
+    settings: Mapping[str, tuple[str, Config]], seed: int
+) -> tuple[Path, dict[str, dict[str, float]]]:
+    """The first run's folder, and the test of every floor and row."""
+    results: list[tuple[Config, Result]] = []
+    for config, models in _groups(settings):
+        results.append((config, run(replace(config, seed=seed), models, progress=False)))
+    _, first = results[0]
+    tests = {name: values["test"] for name, values in first.floors.items()}
+    for row, (model, config) in settings.items():
+        (result,) = [result for other, result in results if other == config]
+        (tests[row],) = [trained.test for trained in result.models if trained.name == model]
+    return first.folder, tests
+
+
+def _groups(settings: Mapping[str, tuple[str, Config]]) -> list[tuple[Config, list[str]]]:
+    """The models of each configuration, every one of them once."""
+    groups: list[tuple[Config, list[str]]] = []
+    for model, config in settings.values():
+        same = [models for other, models in groups if other == config]
+        if not same:
+            groups.append((config, [model]))
+        elif model not in same[0]:
+            same[0].append(model)
+    return groups

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from cammsr.run import make_folder, open_data
 from cammsr.training import train
 from cammsr.variants import file_name
 
-__all__ = ["changed", "read_space", "tune"]
+__all__ = ["best_file", "changed", "read_space", "tune"]
 
 Space = dict[str, dict[str, Any]]  # setting -> {low, high, log} or {choices}
 METRIC = "ndcg@10"
@@ -64,24 +65,37 @@ def tune(config: Config, models: list[str], trials: int, space: Path) -> dict[st
     if config.data is None:
         raise DatasetError("The search needs --data: the generated catalogue has its settings.")
     searched = read_space(space)
+    grid = _combinations(searched)
+    if 0 < len(grid) <= trials:
+        trials = len(grid)
+    else:
+        grid = []  # too many: they are drawn
     dataset, split = open_data(config.data, config)
     folder = make_folder(config, models)
     logging.set_verbosity(logging.WARNING)
     found = {}
     for model in models:
         study = create_study(direction="maximize", sampler=samplers.TPESampler(seed=config.seed))
+        for values in grid:
+            study.enqueue_trial(values)
         for number in range(trials):
             trial = study.ask()
-            values = {name: _suggest(trial, name, given) for name, given in searched.items()}
+            tried = {name: _suggest(trial, name, given) for name, given in searched.items()}
             place = folder / file_name(model) / f"trial-{number}"
             trained = train(
-                model, dataset, split, changed(config, values), place, progress=False, test=False
+                model, dataset, split, changed(config, tried), place, progress=False, test=False
             )
             value = trained.validation[METRIC]
             study.tell(trial, value)
-            print(f"{model} {number + 1} of {trials}: {value:.4f} with {values}", flush=True)
+            print(f"{model} {number + 1} of {trials}: {value:.4f} with {tried}", flush=True)
         found[model] = _write_best(folder, model, config, study.best_params, study.best_value)
     return found
+
+
+def _combinations(space: Space) -> list[dict[str, Any]]:
+    """All of them, where there are choices only; none where there are ranges."""
+    choices = [given.get("choices", ()) for given in space.values()]
+    return [dict(zip(space, values, strict=True)) for values in product(*choices)]
 
 
 def _suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
@@ -90,16 +104,30 @@ def _suggest(trial: Any, name: str, given: Mapping[str, Any]) -> Any:
     return trial.suggest_float(name, given["low"], given["high"], log=given.get("log", False))
 
 
+def best_file(folder: Path, model: str) -> Path:
+    """Where the best settings of a model are, in the folder of a search."""
+    return folder / f"best-{file_name(model)}.yaml"
+
+
 def _write_best(
     folder: Path, model: str, config: Config, values: dict[str, Any], value: float
 ) -> Config:
     best = changed(config, values)
-    nested: dict[str, dict[str, Any]] = {}
-    for name, chosen in values.items():
-        part, _, setting = name.partition(".")
-        nested.setdefault(part, {})[setting] = chosen
-    file = folder / f"best-{file_name(model)}.yaml"
+    file = best_file(folder, model)
     head = f"# {model}: validation {METRIC} {value:.4f}\n"
-    file.write_text(head + yaml.safe_dump(nested, sort_keys=False), encoding="utf-8")
+    file.write_text(head + yaml.safe_dump(_unusual(best), sort_keys=False), encoding="utf-8")
     print(f"{model}: best validation {METRIC} {value:.4f}; train.py --config {file}")
     return best
+
+
+def _unusual(config: Config) -> dict[str, Any]:
+    """The settings that are not the default ones, without those of the run itself."""
+    default = asdict(Config())
+    unusual: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        if isinstance(value, dict):
+            changes = {key: one for key, one in value.items() if one != default[name][key]}
+            unusual |= {name: changes} if changes else {}
+        elif value != default[name] and name not in {"data", "output", "seed"}:
+            unusual[name] = value
+    return unusual
