@@ -7,7 +7,9 @@ the first step to the end of the validation that showed the value, validations i
 same cores one after the other; the processor's time stands beside it. Both are our
 implementations, with one loop, data and encoder. A training that never reaches the value says so.
 ``--models cammsr hm4sr`` also trains HM4SR at all positions, which tells the gain of the causal
-pass from that of the model.
+pass from that of the model; ``--tuned`` gives those models, not the goal, settings of their own.
+What is validated are averaged weights, as in the example, and what a memory counts is counted in
+the time.
 
 Before each training some steps are profiled: their time by part (``step_parts.py``).
 """
@@ -31,13 +33,17 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "cammsr"))
 
 import mmfuse
+from cammsr.averaging import MovingAverage
 from cammsr.batches import Batch, training_loader
+from cammsr.cli import parse
 from cammsr.config import Config
 from cammsr.dataset import Dataset, k_core, read_folder
+from cammsr.memory import memory_of
 from cammsr.metrics import evaluate
 from cammsr.objective import Objective
 from cammsr.scoring import ModelScorer
 from cammsr.split import Ragged, Split, Target, leave_one_out
+from cammsr.tuning import best_file
 from cammsr.variants import build
 
 MONITOR = "ndcg@10"
@@ -69,7 +75,14 @@ def trainings(models: list[str], options: argparse.Namespace, seed: int) -> list
     config = replace(config, model=replace(config.model, max_length=options.max_length))
     prefixes = replace(config.training, examples="prefixes", batch_size=PREFIXES_A_BATCH)
     goal = Training("hm4sr", replace(config, training=prefixes))
-    return [goal, *(Training(name, config) for name in models)]
+    if options.tuned is None:
+        return [goal, *(Training(name, config) for name in models)]
+    return [goal, *(Training(name, tuned(name, options, seed)) for name in models)]
+
+
+def tuned(model: str, options: argparse.Namespace, seed: int) -> Config:
+    file = str(best_file(options.tuned, model))
+    return parse(["--data", options.data, "--config", file, "--seed", str(seed)])[0]
 
 
 def start(
@@ -81,6 +94,13 @@ def start(
         model.parameters(), lr=options.learning_rate, weight_decay=0.0, fused=True
     )
     return model.train(), objective, optimizer
+
+
+def remember(model: nn.Module, split: Split) -> None:
+    """Count what a memory beside the model needs, if there is one."""
+    memory = memory_of(model)
+    if memory is not None:
+        memory.fit(split.train)
 
 
 def loader(training: Training, split: Split) -> Any:
@@ -99,8 +119,10 @@ def fit(
 ) -> list[Epoch]:
     """Train until the goal is reached, or nothing better comes."""
     model, objective, optimizer = start(training, dataset)
+    average = MovingAverage(model, training.config.training.average)
     batches, curve, step = loader(training, split), [], 0
     begin, processor = time.perf_counter(), time.process_time()
+    remember(model, split)
     for epoch in range(epochs):
         batches.sampler.set_epoch(epoch)
         since = time.perf_counter()
@@ -110,9 +132,11 @@ def fit(
             objective(model, batch)["loss"].backward()
             optimizer.step()
             step += 1
+            average.update(model, step)
         trained = time.perf_counter()
+        average.exchange(model)
         value = evaluate(ModelScorer(model.eval()), split.validation, masked=False)[MONITOR]
-        model.train()
+        average.exchange(model.train())
         now = time.perf_counter()
         used = time.process_time() - processor
         curve.append(Epoch(value, trained - since, now - trained, now - begin, used))
@@ -126,6 +150,7 @@ def fit(
 def parts(training: Training, dataset: Dataset, split: Split, steps: int) -> dict[str, Any]:
     """Where the time of a step goes, and how many steps an epoch has."""
     model, objective, optimizer = start(training, dataset)
+    remember(model, split)
     mark_recommender(model, objective)
     batches = loader(training, split)
     found = step_parts(
@@ -213,12 +238,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, default=100, help="most epochs of a training")
     parser.add_argument("--patience", type=int, default=10, help="epochs without a better one")
+    parser.add_argument("--tuned", type=Path, help="a folder with best-MODEL.yaml for the models")
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument("--profiled_steps", type=int, default=8)
     parser.add_argument("--limit", type=int, default=None, help="only so many users, for a check")
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--output", default="time_to_quality", help="name of the JSON file")
     options = parser.parse_args()
+    if options.tuned is not None:
+        for model in options.models:
+            if not best_file(options.tuned, model).is_file():
+                parser.error(f"Expected {best_file(options.tuned, model)} for {model}, got none.")
     if options.threads:
         torch.set_num_threads(options.threads)
     dataset = k_core(read_folder(options.data))

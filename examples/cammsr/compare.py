@@ -18,7 +18,6 @@ import sys
 
 from cammsr.compare_cli import parse_comparison
 from cammsr.comparison import compare, join
-from cammsr.dataset import DatasetError
 
 if __name__ == "__main__":
     request = parse_comparison()
@@ -27,7 +26,7 @@ if __name__ == "__main__":
             join(request.runs, request.metric, request.models)
         else:
             compare(request.rows, request.seeds, request.metric)
-    except (DatasetError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; what was finished is in the run folder")

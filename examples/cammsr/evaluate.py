@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import sys
 
-from cammsr.dataset import DatasetError
 from cammsr.evaluate_cli import examine, parse_request
 from cammsr.page import write_report
-from cammsr.saved import ServingError
 
 if __name__ == "__main__":
     try:
         request = parse_request()
         examine(request)
         print(f"the page of the run: {write_report(request.run, request.data)}")
-    except (DatasetError, ServingError, OSError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

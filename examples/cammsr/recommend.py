@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import sys
 
-from cammsr.dataset import DatasetError
 from cammsr.recommend_cli import answer, parse_question
-from cammsr.serving import ServingError
 
 if __name__ == "__main__":
     try:
         answer(parse_question())
-    except (DatasetError, ServingError, OSError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

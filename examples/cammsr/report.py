@@ -12,10 +12,9 @@ import sys
 
 from cammsr.cli import parse_report
 from cammsr.page import write_report
-from cammsr.saved import ServingError
 
 if __name__ == "__main__":
     try:
         print(write_report(*parse_report()))
-    except (ServingError, OSError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")

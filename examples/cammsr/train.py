@@ -14,13 +14,12 @@ from __future__ import annotations
 import sys
 
 from cammsr.cli import parse
-from cammsr.dataset import DatasetError
 from cammsr.run import run
 
 if __name__ == "__main__":
     try:
         run(*parse())
-    except (DatasetError, OSError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("\nstopped; train.py --resume RUN goes on, RUN is the run folder named above")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 
 from cammsr.cli import parse_tuning
-from cammsr.dataset import DatasetError
 from cammsr.tuning import tune
 
 if __name__ == "__main__":
@@ -20,7 +19,7 @@ if __name__ == "__main__":
         tune(*parse_tuning())
     except ModuleNotFoundError as error:
         sys.exit(f"error: {error}. Install it: python -m pip install optuna")
-    except (DatasetError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("stopped; the trials are in the run folder")

@@ -163,31 +163,17 @@ def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(tiny, co
 def finished(tmp_path):
     """Folders such as runs leave."""
 
-    def make(
-        name: str,
-        seed: int,
-        *,
-        model: str = "sasrec",
-        dataset: str = "a",
-        split: str = "leave_one_out",
-        dim: int = 8,
-        sha: str = "0",
-    ):
+    def make(name: str, seed: int, *, trained: str = "sasrec", sha: str = "0", **settings):
         folder = tmp_path / name
         folder.mkdir()
-        config = {
-            "data": "here",
-            "seed": seed,
-            "models": [model],
-            "split": split,
-            "model": {"dim": dim},
-        }
+        config = {"data": "here", "seed": seed, "models": [trained], **settings}
+        dataset = config.pop("dataset", "a")
         (folder / "config.yaml").write_text(json.dumps(config))
         test = dict.fromkeys(METRIC_NAMES, seed / 10)
         metrics = {
             "dataset": dataset,
             "floors": {"Markov": {"test": test}},
-            "models": {model: {"test": test}},
+            "models": {trained: {"test": test}},
         }
         (folder / "metrics.json").write_text(json.dumps(metrics))
         (folder / "dataset.sha256").write_text(f"{sha}\n")
@@ -202,15 +188,46 @@ def test_runs_are_joined_in_the_order_of_their_seeds(finished):
     assert joined.scores["mrr@10"] == {"Markov": [0.1, 0.3], "sasrec": [0.1, 0.3]}
 
 
+BY_TIME = {"split": "global_time"}
+
+
 @pytest.mark.parametrize(
     ("first", "second", "message"),
     [
         ({"seed": 0}, {"seed": 0}, "sasrec once for each seed, got seed 0 in .*one and .*two"),
-        ({"seed": 0}, {"seed": 1, "dim": 9}, "same settings for every seed, got model .*8.*9"),
+        (
+            {"seed": 0},
+            {"seed": 1, "trained": "sum"},
+            r"same seeds, sasrec has \[0\] and sum \[1\]",
+        ),
+        (
+            {"seed": 0, "training": {"average": 0}},
+            {"seed": 1},
+            r"same settings for every seed, got training\.average 0 in .*one and 0\.99 in .*two",
+        ),
+        (
+            {"seed": 0},
+            {"seed": 1, "training": {"average": 0}},
+            r"same settings for every seed, got training\.average 0\.99 in .*one and 0 in .*two",
+        ),
         ({"seed": 0}, {"seed": 1, "dataset": "b"}, "same data, got .*'a'.* in .*one and .*'b'"),
-        ({"seed": 0}, {"seed": 1, "split": "global_time"}, "same data, got .*leave.*global_time"),
-        ({"seed": 0}, {"seed": 0, "model": "sum", "sha": "b"}, "same data, got .*'0'.*'b'"),
-        ({"seed": 0}, {"seed": 1, "model": "sum"}, r"same seeds, sasrec has \[0\] and sum \[1\]"),
+        ({"seed": 0}, {"seed": 1, **BY_TIME}, "same data, got .*leave_one_out.*global_time"),
+        (
+            {"seed": 0, **BY_TIME},
+            {"seed": 1, **BY_TIME, "time_share": 0.9},
+            r"same data, got .*0\.8.*0\.9",
+        ),
+        ({"seed": 0}, {"seed": 1, "sha": "b"}, r"same data, got \['0'\].*\['b'\]"),
+        (
+            {"seed": 0},
+            {"seed": 0, "trained": "sum", "sha": "b"},
+            r"same data, got \['0'\].*\['b'\]",
+        ),
+        (
+            {"seed": 0, "data": None},
+            {"seed": 0, "data": None, "trained": "sum", "sha": "b"},
+            r"same data, got \['0'\].*\['b'\]",
+        ),
     ],
 )
 def test_runs_that_do_not_belong_together_are_refused(finished, first, second, message):
@@ -219,7 +236,28 @@ def test_runs_that_do_not_belong_together_are_refused(finished, first, second, m
         read_runs(runs)
 
 
-def test_runs_without_a_model_or_an_end_are_refused(finished, tmp_path):
+@pytest.mark.parametrize(
+    "second",
+    [
+        {"training": {"threads": 2}},
+        {"split": "leave_one_out", "time_share": 0.9},  # which that split does not look at
+        {"data": "there", "model": {"dropout": 0.5}},  # the default
+    ],
+)
+def test_what_changes_nothing_joins(finished, second):
+    joined = read_runs([finished("one", 0), finished("two", 1, **second)])
+    assert joined.scores["hr@5"]["sasrec"] == [0, 0.1]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"data": None}, {"categories": {"noise": 0.1}}, {"categories": {"source": "virtual"}}],
+)
+def test_what_a_seed_draws_of_the_data_may_differ_between_seeds(finished, settings):
+    read_runs([finished("one", 0, **settings), finished("two", 1, sha="b", **settings)])
+
+
+def test_runs_without_a_model_or_an_end_are_refused(finished):
     folder = finished("one", 0)
     with pytest.raises(ValueError, match=r"Expected models of the runs, \['sasrec'\], got 'sum'"):
         read_runs([folder], ["sum"])
@@ -227,5 +265,61 @@ def test_runs_without_a_model_or_an_end_are_refused(finished, tmp_path):
     (folder / "metrics.json").write_text(json.dumps({**metrics, "models": {}}))
     with pytest.raises(ValueError, match=r"Expected finished runs, .*one lacks \['sasrec'\]"):
         read_runs([folder])
-    with pytest.raises(ValueError, match=r"the folder of a run, .*nowhere has no config\.yaml"):
-        read_runs([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.yaml", None),
+        ("config.yaml", ""),
+        ("config.yaml", "a: [b"),
+        ("config.yaml", "seed: 1"),
+        ("metrics.json", None),
+        ("metrics.json", "{"),
+        ("metrics.json", '{"dataset": "a", "models": {"sasrec": {}}, "floors": {}}'),
+        ("dataset.sha256", None),
+    ],
+)
+def test_what_is_no_run_is_refused_by_its_folder(finished, file, content):
+    folder = finished("one", 0)
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=r"Expected the folder of a run, .*one is none: "):
+        read_runs([folder])
+
+
+def test_a_metric_that_is_no_number_is_refused(finished):
+    folder = finished("one", 0)
+    text = (folder / "metrics.json").read_text()
+    (folder / "metrics.json").write_text(text.replace('"mrr@10": 0.0', '"mrr@10": NaN'))
+    with pytest.raises(ValueError, match=r"one is none: .*sasrec|Markov has .*nan"):
+        read_runs([folder])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--runs", "[]"], "Expected a run or more after --runs, got none"),
+        (["--runs=[]"], "Expected a run or more after --runs, got none"),
+        (["--runs", "[a]", "--seeds", "3"], "--seeds"),
+        (["--runs", "[a]", "--vary", "model.dim=8"], "--vary"),
+        (["--runs", "[a]", "--metric", "map"], "Expected --metric among"),
+        (["--runs", "[a]", "--models", "[sum,sum]"], "Expected every model once in --models"),
+        (["--models", "[sum]", "--tuned", "a"], "Expected --data beside --tuned"),
+    ],
+)
+def test_arguments_that_would_be_ignored_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_comparison(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_join_leaves_other_comparisons_alone(finished, monkeypatch):
+    runs = [finished("one", 0), finished("two", 1)]
+    (runs[0].parent / "comparison-one.json").write_text("{}")
+    monkeypatch.chdir(runs[0])
+    join([Path()])
+    join([Path(), runs[1]])
+    assert (runs[0].parent / "comparison-one.json").read_text() == "{}"
+    assert len(list(runs[0].parent.glob("comparison-*.json"))) == 3

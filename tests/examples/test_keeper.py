@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -247,6 +248,17 @@ def test_a_run_does_not_go_on_with_other_settings(on_folder):
         run(on_folder, ["cammsr"], folder, progress=False)
 
 
+def test_a_run_of_before_a_setting_was_there_goes_on_with_its_default(on_folder):
+    folder = run(on_folder, ["sasrec"], progress=False).folder
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    del settings["model"]["memory_size"]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    run(on_folder, ["sasrec"], folder, progress=False)
+    other = replace(on_folder, model=replace(on_folder.model, memory_size=3))
+    with pytest.raises(ValueError, match=r"began with, model\.memory_size 0, got 3"):
+        run(other, ["sasrec"], folder, progress=False)
+
+
 def test_a_run_does_not_go_on_with_other_data(tiny, on_folder):
     folder = run(on_folder, ["sasrec"], progress=False).folder
     other = replace(tiny, features={**tiny.features, "text": tiny.features["text"] + 1})
@@ -274,6 +286,7 @@ def test_the_command_goes_on_with_a_run_folder_and_with_data_that_moved(on_folde
             "Expected a run folder after --resume, nowhere has no config.yaml",
         ),
         (["--resume", "nowhere", "--seed", "3"], "Expected --resume with --data at most"),
+        (["--resume=nowhere", "--seed=3"], "Expected --resume with --data at most"),
     ],
 )
 def test_wrong_resumes_are_refused(arguments, message, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from cammsr.cli import SPACE, parse, parse_tuning
 from cammsr.config import Config
 from cammsr.dataset import DatasetError, write_folder
 from cammsr.metrics import evaluate
+from cammsr.named import changed
+from cammsr.search_space import read_space, suggest
 from cammsr.split import Target
-from cammsr.tuning import changed, read_space, tune
+from cammsr.tuning import tune
 
 
 def test_settings_change_by_name():
@@ -35,7 +39,8 @@ def test_the_space_that_comes_along_is_one():
 
 
 @pytest.mark.parametrize(
-    "values", ["{low: 1}", "{choices: [1], low: 2}", "{low: 1, high: 2, lgo: 1}"]
+    "values",
+    ["{low: 1}", "{choices: [1], low: 2}", "{low: 1, high: 2, lgo: 1}", "0.3", "[0.3]", "null"],
 )
 def test_a_space_without_a_range_is_refused(values, tmp_path):
     (tmp_path / "space.yaml").write_text(f"model.dropout: {values}\n")
@@ -44,9 +49,67 @@ def test_a_space_without_a_range_is_refused(values, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model.dropout: {choices: 0.3}", r"a list of choices of model\.dropout in .*, got 0\.3"),
+        ("model.dropout: {choices: []}", r"a list of choices of model\.dropout in .*, got \[\]"),
+        (
+            "model.dropout: {low: .6, high: .1}",
+            r"low <= high of model\.dropout .* 0\.6 and 0\.1",
+        ),
+        ("model.dropout: {low: a, high: b}", r"low <= high of model\.dropout .* got a and b"),
+        ("model.dropout: {low: 0, high: 1, log: true}", "above 0 where log is true, got 0 and 1"),
+        ("- model.dropout", "settings with what to try for each"),
+        ("a: [b", "Expected YAML in"),
+        ("time_share: {low: .5, high: .9}", r"a setting such as model\.dropout, got 'time_share'"),
+        ("categories.noise: {low: 0, high: 1}", r"leave the data alone, got categories\.noise"),
+        ("model.modalities: {choices: [null]}", r"leave the data alone, got model\.modalities"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused_by_name(text, message, tmp_path):
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_space(tmp_path / "space.yaml")
+
+
+class _Trial:
+    """Says what it is asked for."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, log: bool) -> tuple[object, ...]:
+        return (name, "int", low, high, log)
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool) -> tuple[object, ...]:
+        return (name, "float", low, high, log)
+
+    def suggest_categorical(self, name: str, choices: list[object]) -> tuple[object, ...]:
+        return (name, choices)
+
+
+def test_whole_numbers_are_asked_for_where_the_setting_has_them(tmp_path):
+    (tmp_path / "space.yaml").write_text(
+        "model.num_layers: {low: 1, high: 3}\n"
+        "model.dropout: {low: 0, high: 1}\n"
+        "training.learning_rate: {low: 1e-4, high: 1e-2, log: true}\n"
+        "objective.z_weight: {choices: [1e-3, 0]}\n"
+        "model.top_k: {choices: [null, 2]}\n"
+        "model.norm: {choices: [dyt, layernorm]}\n"
+    )
+    found = suggest(_Trial(), read_space(tmp_path / "space.yaml"))
+    assert list(found.values()) == [
+        ("model.num_layers", "int", 1, 3, False),
+        ("model.dropout", "float", 0, 1, False),
+        ("training.learning_rate", "float", 1e-4, 1e-2, True),
+        ("objective.z_weight", [1e-3, 0]),
+        ("model.top_k", [None, 2]),
+        ("model.norm", ["dyt", "layernorm"]),
+    ]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--trials", "0"], "Expected --trials >= 1, got 0"),
+        (["--epochs", "0"], "Expected --epochs >= 1, got 0"),
         (["--space", "nowhere.yaml"], "Expected a YAML file after --space, nowhere.yaml is none"),
     ],
 )
@@ -101,3 +164,50 @@ def test_a_search_needs_data(config):
     pytest.importorskip("optuna", reason="optuna is an extra")
     with pytest.raises(DatasetError, match="needs --data"):
         tune(config, ["sasrec"], 1, SPACE)
+
+
+@pytest.fixture
+def on_folder(tiny, config, tmp_path):
+    pytest.importorskip("optuna", reason="optuna is an extra")
+    write_folder(tiny, tmp_path / "tiny")
+    return replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "runs"))
+
+
+def test_what_was_found_is_written_even_where_it_is_the_default(on_folder, tmp_path):
+    (tmp_path / "space.yaml").write_text("model.num_layers: {choices: [2]}")
+    tune(on_folder, ["sasrec"], 1, tmp_path / "space.yaml", epochs=1)
+    (file,) = Path(on_folder.output).glob("*/best-sasrec.yaml")
+    found, _, _ = parse(["--data", "x", "--model.num_layers", "1", "--config", str(file)])
+    assert found.model.num_layers == 2
+    assert found.training.max_epochs == on_folder.training.max_epochs == 3
+    (log,) = file.parent.glob("sasrec/trial-0/logs/csv/run-0/metrics.csv")
+    assert {row["epoch"] for row in csv.DictReader(log.read_text().splitlines())} == {"0"}
+
+
+def test_a_trial_that_fails_is_said_and_the_search_goes_on(on_folder, tmp_path, capsys):
+    (tmp_path / "space.yaml").write_text("model.num_heads: {choices: [3, 1]}")
+    found = tune(on_folder, ["sasrec"], 5, tmp_path / "space.yaml")
+    assert found["sasrec"].model.num_heads == 1
+    failed = "sasrec 1 of 2: failed (Expected dim divisible by num_heads, got 8 and 3.)"
+    assert failed in capsys.readouterr().out
+    (file,) = Path(on_folder.output).glob("*/trials-sasrec.json")
+    first, second = json.loads(file.read_text())
+    assert first == {
+        "settings": {"model.num_heads": 3},
+        "error": "Expected dim divisible by num_heads, got 8 and 3.",
+    }
+    assert second["settings"] == {"model.num_heads": 1}
+    assert 0 < second["ndcg@10"] < 1
+
+
+def test_a_search_of_failures_alone_is_refused(on_folder, tmp_path):
+    (tmp_path / "space.yaml").write_text("model.num_heads: {choices: [3]}")
+    with pytest.raises(ValueError, match=r"Expected a trial that works, all .* failed: .*json"):
+        tune(on_folder, ["sasrec"], 1, tmp_path / "space.yaml")
+
+
+def test_a_model_that_the_data_cannot_train_is_refused_before_the_first_trial(on_folder, capsys):
+    config = replace(on_folder, model=replace(on_folder.model, modalities=["text"]))
+    with pytest.raises(DatasetError, match="got 'image'"):
+        tune(config, ["sasrec", "cammsr w/o image"], 1, SPACE)
+    assert "1 of 1" not in capsys.readouterr().out

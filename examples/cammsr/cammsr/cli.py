@@ -35,7 +35,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
     folder: Path | None = chosen.resume
     if folder is not None:
         moved = [] if chosen.data is None else ["--data", chosen.data]
-        if len(given) > 2 + len(moved):
+        parts = [part for one in given for part in one.split("=", 1 if one[:2] == "--" else 0)]
+        if len(parts) > 2 + len(moved):
             parser.error(
                 f"Expected --resume with --data at most, the run has its settings: {given}."
             )
@@ -47,17 +48,21 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, list[str], Pa
 
 def parse_tuning(
     arguments: Sequence[str] | None = None,
-) -> tuple[Config, list[str], int, Path]:
-    """The same, the number of trials for each model, and the file of the search space."""
+) -> tuple[Config, list[str], int, Path, int | None]:
+    """The same, the number of trials for each model, the search space, and their most epochs."""
     parser = make_parser("Search settings on validation; the test split is not looked at.")
     parser.add_argument("--trials", type=int, default=20, help="trials for each model")
     parser.add_argument("--space", type=Path, default=SPACE, help="a YAML file of what to search")
+    parser.add_argument(
+        "--epochs", type=int | None, default=None, help="most epochs of a trial, if fewer"
+    )
     given = parse_given(parser, arguments)
-    if given.trials < 1:
-        parser.error(f"Expected --trials >= 1, got {given.trials}.")
+    for name in ("trials", "epochs"):
+        if given[name] is not None and given[name] < 1:
+            parser.error(f"Expected --{name} >= 1, got {given[name]}.")
     if not given.space.is_file():
         parser.error(f"Expected a YAML file after --space, {given.space} is none.")
-    return (*read(parser, given), given.trials, given.space)
+    return (*read(parser, given), given.trials, given.space, given.epochs)
 
 
 def parse_report(arguments: Sequence[str] | None = None) -> tuple[str, str | None]:

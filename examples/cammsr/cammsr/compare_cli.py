@@ -32,28 +32,60 @@ class Request:
 
 def parse_comparison(arguments: Sequence[str] | None = None) -> Request:
     """What to compare; whatever is wrong with it is said before anything is trained."""
-    parser = _parser()
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if any(one.partition("=")[0] == "--runs" for one in given):
+        return _parse_runs(given)
+    parser = _parser()
     parsed = parse_given(parser, given)
     if parsed.seeds < 1:
         parser.error(f"Expected --seeds >= 1, got {parsed.seeds}.")
-    if parsed.metric not in METRIC_NAMES:
-        parser.error(f"Expected --metric among {METRIC_NAMES}, got {parsed.metric!r}.")
-    if parsed.runs:
-        return Request({}, parsed.seeds, parsed.metric, parsed.runs, parsed.models)
+    _check_metric(parser, parsed.metric)
     config, models = read(parser, parsed)
     rows = {model: (model, config) for model in models}
     if parsed.tuned is not None:
+        if config.data is None:
+            parser.error(
+                "Expected --data beside --tuned: the generated catalogue has its settings."
+            )
         rows = {model: (model, _tuned(parser, given, parsed.tuned, model)) for model in models}
         given = [*given, "--config", str(best_file(parsed.tuned, models[0]))]
     rows |= _vary(parser, given, parsed.vary, models[0])
     return Request(rows, parsed.seeds, parsed.metric, [], None)
 
 
+def _parse_runs(given: list[str]) -> Request:
+    """Runs have their settings: what would change them is refused as unknown."""
+    parser = ArgumentParser(description="Compare finished runs.")
+    parser.add_argument("--models", type=list[str] | None, default=None, help="which of theirs")
+    _add_runs(parser)
+    parsed = parser.parse_args(given)
+    _check_metric(parser, parsed.metric)
+    if not parsed.runs:
+        parser.error("Expected a run or more after --runs, got none.")
+    if parsed.models is not None and len(set(parsed.models)) < len(parsed.models):
+        parser.error(f"Expected every model once in --models, got {parsed.models}.")
+    return Request({}, 0, parsed.metric, parsed.runs, parsed.models)
+
+
+def _check_metric(parser: ArgumentParser, metric: str) -> None:
+    if metric not in METRIC_NAMES:
+        parser.error(f"Expected --metric among {METRIC_NAMES}, got {metric!r}.")
+
+
+def _add_runs(parser: ArgumentParser) -> None:
+    parser.add_argument("--metric", default="ndcg@10", help=f"of the table: {METRIC_NAMES}")
+    parser.add_argument(
+        "--runs",
+        type=list[Path],
+        default=[],
+        help="finished runs to compare instead of training; beside it --models and --metric only",
+    )
+
+
 def _parser() -> ArgumentParser:
     parser = make_parser("Compare models over seeds.")
     parser.add_argument("--seeds", type=int, default=5, help="how many seeds, from --seed on")
-    parser.add_argument("--metric", default="ndcg@10", help=f"of the table: {METRIC_NAMES}")
+    _add_runs(parser)
     parser.add_argument(
         "--vary",
         type=str,
@@ -66,12 +98,6 @@ def _parser() -> ArgumentParser:
         type=Path | None,
         default=None,
         help="a folder of tune.py: each model gets its best settings there, above all others",
-    )
-    parser.add_argument(
-        "--runs",
-        type=list[Path],
-        default=[],
-        help="finished runs to compare instead of training, of one seed or more each",
     )
     return parser
 

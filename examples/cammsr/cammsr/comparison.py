@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from scipy import stats
@@ -115,9 +116,12 @@ def compare(
 
 
 def join(runs: Sequence[Path], metric: str = "ndcg@10", models: list[str] | None = None) -> None:
-    """Compare what finished runs found, as if it had been measured together."""
+    """Compare what finished runs found, as if it had been measured together.
+
+    The tables lie beside the first run, under a name of their own.
+    """
     joined = read_runs(runs, models)
-    path = runs[0].with_name(f"comparison-{runs[0].resolve().name}.json")
+    path = runs[0].resolve().with_name(f"comparison-{datetime.now():%Y%m%d-%H%M%S-%f}.json")
     write_scores(path, joined.scores)
     write_comparison(path, joined.scores, joined.models, metric)
 

@@ -47,8 +47,8 @@ class ModelConfig:
         hidden_dim: Inner width of a Transformer layer.
         dropout: Dropout probability.
         max_length: How many of a user's last items are read.
-        norm: Dynamic tanh (Eq. 13); with the learned scale and shift that it has in its own paper
-            and Eq. 13 has not; or LayerNorm: the ablation "w/o DyT".
+        norm: Dynamic tanh as printed (Eq. 13), or with the scale and shift that it learns in its
+            own paper; or LayerNorm, the ablation "w/o DyT", which several baselines always have.
         init_scale: Standard deviation of every stream at the start.
         mixture: Experts that read all modalities (Eq. 5), those that read their own, or none.
         router: Attention along the sequence (Eq. 6-7), or a linear one with a softmax: "w/o Att.".
@@ -79,7 +79,7 @@ class ModelConfig:
     hidden_dim: int = 256
     dropout: float = 0.5
     max_length: int = 20
-    norm: Norm = "dyt"
+    norm: Norm = "affine_dyt"
     init_scale: float = 0.25
     mixture: Mixture = "cross"
     router: Router = "attentive"

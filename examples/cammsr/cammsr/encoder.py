@@ -40,7 +40,7 @@ class StreamEncoder(nn.Module):
         num_heads: int,
         hidden_dim: int,
         dropout: float,
-        norm: Norm = "dyt",
+        norm: Norm = "affine_dyt",
     ) -> None:
         super().__init__()
         self.norm = make_norm(norm, dim)

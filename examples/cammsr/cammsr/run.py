@@ -20,6 +20,7 @@ from cammsr.dataset import Dataset, DatasetError, k_core, read_folder
 from cammsr.floors import floors
 from cammsr.hardware import hardware
 from cammsr.metrics import evaluate
+from cammsr.named import differences
 from cammsr.page import write_report
 from cammsr.processes import agreed_path, process, started, wait_for_all
 from cammsr.report import format_table
@@ -134,12 +135,12 @@ def _settings(config: Config, models: list[str]) -> dict[str, Any]:
 def _check_settings(folder: Path, config: Config, models: list[str]) -> None:
     """Refuse to go on with other settings than those that the run began with."""
     begun = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    for name, value in _settings(config, models).items():
-        if name not in {"data", "output"} and begun.get(name) != value:
-            raise ValueError(
-                f"Expected the settings that {folder} began with, {name} {begun.get(name)}, got "
-                f"{value}. Start a new run."
-            )
+    others = differences(begun, _settings(config, models), but=frozenset({"data", "output"}))
+    for name, (old, new) in others.items():
+        raise ValueError(
+            f"Expected the settings that {folder} began with, {name} {old}, got {new}. Start a new "
+            "run."
+        )
 
 
 def _check_same(folder: Path, dataset: Dataset) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 from cammsr.chosen_split import ChosenSplit
 from cammsr.config import Config
 from cammsr.dataset import UNKNOWN, Dataset
+from cammsr.named import differences
 from cammsr.page.markup import Markup, element, note, table
 
 __all__ = ["changed", "facts"]
 
-PLACES = ("data", "output")  # folders of a machine: they are left out
+PLACES = frozenset({"data", "output"})  # folders of a machine: they are left out
 
 
 def facts(
@@ -42,20 +43,10 @@ def facts(
 
 def changed(config: Config) -> dict[str, tuple[Any, Any]]:
     """Every setting that differs from its default, with both values; no folders."""
-    own, default = _flat(asdict(config)), _flat(asdict(Config()))
     return {
-        name: (own[name], default[name])
-        for name in own
-        if own[name] != default[name] and name not in PLACES
+        name: (own, default)
+        for name, (default, own) in differences({}, asdict(config), but=PLACES).items()
     }
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        key = prefix + name
-        flat |= _flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
-    return flat
 
 
 def _data(dataset: Dataset, chosen: ChosenSplit) -> dict[str, str]:

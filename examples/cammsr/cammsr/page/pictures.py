@@ -226,7 +226,7 @@ def _inline(svg: str, said: str) -> Markup:
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": said}
     values = [value for one in root.iter() for value in one.attrib.values()]
     used = {name for value in values for name in re.findall(r"(?:^|url\()#([\w-]+)", value)}
-    own = f"p{hashlib.sha256(svg.encode()).hexdigest()[:8]}-"
+    own = f"p{hashlib.sha256((said + svg).encode()).hexdigest()[:8]}-"
     for one in root.iter():
         one.attrib = {
             key.rpartition("}")[2]: _own(key, value, own)

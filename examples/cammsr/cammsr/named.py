@@ -1,0 +1,73 @@
+"""Settings by their names, such as ``model.dropout``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from cammsr.config import Config
+
+__all__ = ["changed", "check_name", "differences", "flat", "nested"]
+
+DEFAULTS = asdict(Config())
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their names."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        key = prefix + name
+        found |= flat(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The opposite of :func:`flat`."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        part, _, setting = name.partition(".")
+        if setting:
+            found.setdefault(part, {})[setting] = value
+        else:
+            found[part] = value
+    return found
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], but: frozenset[str] = frozenset()
+) -> dict[str, tuple[Any, Any]]:
+    """What differs between nested settings; one that is not there has its default.
+
+    Args:
+        old: settings, the first of the values.
+        new: settings, the second of the values.
+        but: names that do not count.
+    """
+    defaults = flat(DEFAULTS)
+    first, second = {**defaults, **flat(old)}, {**defaults, **flat(new)}
+    return {
+        name: (first.get(name), second.get(name))
+        for name in {**first, **second}
+        if first.get(name) != second.get(name) and name not in but
+    }
+
+
+def check_name(name: str) -> None:
+    """Refuse what is no setting of a part of the configuration.
+
+    Raises:
+        ValueError: the message names it.
+    """
+    if "." not in name or name not in flat(DEFAULTS):
+        raise ValueError(f"Expected a setting such as model.dropout, got {name!r}.")
+
+
+def changed(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration with other values of some settings."""
+    for name in values:
+        check_name(name)
+    parts = nested(values)
+    return replace(
+        config, **{part: replace(getattr(config, part), **new) for part, new in parts.items()}
+    )
