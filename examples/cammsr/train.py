@@ -22,4 +22,4 @@ if __name__ == "__main__":
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        sys.exit("\nstopped; train.py --resume RUN goes on, RUN is the run folder named above")
+        sys.exit(130)  # run() has said how to go on

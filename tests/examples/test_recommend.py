@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import polars as pl
 import pytest
 import torch
 
@@ -120,7 +121,6 @@ def test_export_writes_a_program(saved, capsys, tmp_path):
         (["--user", "1", "--history", "2"], "Expected one of --user ID and --history"),
         (["--user", "1", "-k", "0"], "Expected k >= 1, got 0"),
         (["--user", "1", "--threads", "0"], "Expected threads >= 1, got 0"),
-        (["--user", "one"], "user"),
         (["--user", "1", "--index", "tree"], "tree"),
     ],
 )
@@ -147,6 +147,48 @@ def test_shares_are_of_the_sizes_of_the_parts():
 def test_parts_of_nothing_are_nothing():
     choice = Recommendation(7, "a", "b", 0.0, {"text": 0.0, "image": 0.0}, None)
     assert "   0 %      0 %" in format_choices([choice])
+
+
+# -- raw identifiers -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def named(saved):
+    """The same run, of a folder that tells what items and users are called elsewhere."""
+    folder = Path(saved).parent / "tiny"
+    items = pl.read_parquet(folder / "items.parquet")
+    names = [f"sku{number}" for number in range(14)] + ["4"]
+    items.with_columns(item=pl.Series(names)).write_parquet(folder / "items.parquet")
+    users = [f"c{number}@shop" for number in range(23)] + ["7"]
+    pl.DataFrame({"user_id": range(24), "user": users}).write_parquet(folder / "users.parquet")
+    return saved
+
+
+def test_users_and_items_have_raw_identifiers(named, capsys):
+    ask(named, "--user", "c3@shop", "-k", "4")
+    out = capsys.readouterr().out.splitlines()
+    expected = load(named).recommend(user=3, k=4)
+    assert out[0].startswith("cammsr for user c3@shop: ")
+    assert out[1].split()[:4] == ["rank", "id", "item", "title"]
+    names = [f"sku{choice.item}" if choice.item < 14 else "4" for choice in expected]
+    assert [line.split()[2] for line in out[2:6]] == names == [choice.name for choice in expected]
+    assert load(named).recommend(["sku3", "raw:4", 4]) == load(named).recommend([3, 14, 4])
+    assert load(named).recommend(user="raw:7") == load(named).recommend(user=23)
+
+
+def test_a_folder_without_raw_identifiers_shows_none(saved):
+    choices = load(saved).recommend(user=3)
+    assert {choice.name for choice in choices} == {None}
+    assert "item  " not in format_choices(choices).splitlines()[0]
+
+
+def test_unknown_raw_identifiers_are_refused(named):
+    with pytest.raises(ServingError, match=r"'tiny' has no user 'c99@shop'\."):
+        load(named).recommend(user="c99@shop")
+    with pytest.raises(ServingError, match=r"'tiny' has no item 'raw:99'\."):
+        load(named).recommend(["raw:99"])
+    with pytest.raises(ServingError, match=r"No title contains 'sku99'"):
+        load(named).recommend(["sku99"])
 
 
 # -- titles ---------------------------------------------------------------------------------------

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from cammsr.cli import PLANTED, parse
 from cammsr.compare_cli import parse_comparison
 from cammsr.config import Config
 from cammsr.dataset import UNKNOWN, DatasetError, write_folder
+from cammsr.report import COLUMNS, format_table
 from cammsr.run import run
-from cammsr.training import train
+from cammsr.training import Trained, train
 
 
 @pytest.fixture
@@ -40,7 +42,8 @@ def test_a_run_leaves_everything_in_its_folder(on_folder, capsys):
     saved = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert saved["model"]["dim"] == on_folder.model.dim
     assert (result.folder / "report.html").read_text().startswith("<!DOCTYPE html>")
-    assert (result.folder / "cammsr" / "weights.safetensors").is_file()
+    weights = result.folder / "cammsr" / "weights.safetensors"
+    assert weights.stat().st_mode == (result.folder / "config.yaml").stat().st_mode
     table = (result.folder / "table.txt").read_text()
     assert f"{result.models[1].test['ndcg@10']:.4f}" in table
     assert table.strip() in capsys.readouterr().out
@@ -64,6 +67,33 @@ def test_what_is_finished_survives_a_stop(on_folder, monkeypatch):
         run(on_folder, ["cammsr", "sasrec"], progress=False)
     (saved,) = Path(on_folder.output).glob("*/metrics.json")
     assert set(json.loads(saved.read_text())["models"]) == {"cammsr"}
+
+
+def test_a_stopped_run_says_how_to_go_on(on_folder, monkeypatch, capsys):
+    def stop(*arguments, **keywords):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cammsr.run.train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(on_folder, ["sasrec"], progress=False)
+    (folder,) = Path(on_folder.output).iterdir()
+    assert capsys.readouterr().out.endswith(f"stopped; to go on: train.py --resume '{folder}'\n")
+
+
+def test_the_table_says_what_stopped_early_and_what_a_floor_beats():
+    def trained(name: str, value: float, best: int) -> Trained:
+        metrics = dict.fromkeys(COLUMNS, value)
+        return Trained(name, nn.Identity(), metrics, metrics, 1.0, 3, best, [value] * 3)
+
+    floors = {
+        name: dict.fromkeys(("validation", "test"), dict.fromkeys(COLUMNS, value))
+        for name, value in (("low", 0.1), ("high", 0.5))
+    }
+    models = [trained("a", 0.6, 2), trained("b", 0.4, 1), trained("c", 0.3, 2)]
+    *_, rising, behind = format_table(floors, models).splitlines()
+    assert rising == "stopped at their best epoch, --training.max_epochs was reached: a, c"
+    assert behind == "behind high, which is not trained, on validation: b, c"
+    assert format_table(floors, [trained("d", 0.5, 0)]).splitlines()[-1].startswith("one seed")
 
 
 def test_a_catalogue_without_categories_trains(tiny, on_folder, tmp_path):

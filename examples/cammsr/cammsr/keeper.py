@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 __all__ = ["BrokenFileError", "Keeper", "best_epoch", "is_over", "weights"]
@@ -80,7 +80,7 @@ class Keeper(Callback):
             state = trainer.strategy.lightning_module_state_dict()  # by all processes together
             if trainer.is_global_zero:
                 beside = self.weights.with_suffix(".part")
-                save_file(weights(_of_model(state)), beside)
+                beside.write_bytes(save(weights(_of_model(state))))  # a file has its user's mode
                 beside.replace(self.weights)
         if is_over(self.curve, self.patience, trainer.max_epochs or len(self.curve)):
             trainer.should_stop = True

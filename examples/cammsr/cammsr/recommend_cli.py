@@ -14,7 +14,7 @@ from torch import Tensor
 from cammsr.index import Index, IndexKind
 from cammsr.recommendation import MEMORY, Recommendation
 from cammsr.serving import Recommender, load
-from cammsr.titles import cut, split_history
+from cammsr.titles import cut, number_or_text, split_history
 
 __all__ = ["Question", "answer", "describe_parts", "format_choices", "parse_question", "shares"]
 
@@ -27,7 +27,7 @@ class Question:
     """What the command line asks for."""
 
     run: str
-    user: int | None
+    user: int | str | None
     history: str | None
     k: int
     model: str | None
@@ -42,12 +42,18 @@ def parse_question(arguments: Sequence[str] | None = None) -> Question:
     """Read the arguments; exactly one of --user and --history is needed."""
     parser = ArgumentParser(description="The best items for a user or a history, and why.")
     parser.add_argument("run", type=str, help="the run folder that train.py left")
-    parser.add_argument("--user", type=int | None, default=None, help="a user_id of the dataset")
+    parser.add_argument(
+        "--user",
+        type=str,  # and nothing else: "null" may be a name
+        default=None,
+        help="a user_id of the dataset folder, or the raw identifier that prepare.py read",
+    )
     parser.add_argument(
         "--history",
         type=str,  # and nothing else: "null" may be a title
         default=None,
-        help="instead: items, the latest last, with ; between them: ids, or parts of titles",
+        help="instead: items, the latest last, with ; between them: ids, raw identifiers or parts "
+        "of titles",
     )
     parser.add_argument("-k", "--k", type=int, default=10, help="how many items")
     parser.add_argument("--model", type=str | None, default=None, help="default: the run's first")
@@ -73,7 +79,8 @@ def parse_question(arguments: Sequence[str] | None = None) -> Question:
     for name in ("k", "threads"):
         if given[name] < 1:
             parser.error(f"Expected {name} >= 1, got {given[name]}.")
-    return Question(**given.as_dict())
+    user = None if given.user is None else number_or_text(given.user)
+    return Question(**{**given.as_dict(), "user": user})
 
 
 def answer(question: Question) -> None:
@@ -104,22 +111,33 @@ def answer(question: Question) -> None:
 def format_choices(choices: Sequence[Recommendation]) -> str:
     """Rank, id, title, category, score, and in per cent what each modality has to do with it.
 
-    A memory has a column of its own beside the modalities.
+    Where items have raw identifiers, they stand beside the id. A memory has a column of its own
+    beside the modalities.
     """
     if not choices:
         return "nothing is left to recommend: the history has every item (--seen shows them)"
     found = [shares(choice) for choice in choices]
     wide = max(len("category"), *(len(choice.category or "-") for choice in choices))
     long = min(TITLE, max(len("title"), *(len(choice.title) for choice in choices)))
-    head = f"{'rank':>4}{'id':>8}  {'title':{long}}  {'category':{wide}}{'score':>10}"
+    raw_head, *raw = _raw_names(choices)
+    head = f"{'rank':>4}{'id':>8}{raw_head}  {'title':{long}}  {'category':{wide}}{'score':>10}"
     lines = [head + "".join(f"{name:>{_width(name)}}" for name in found[0] or ())]
     for rank, (choice, share) in enumerate(zip(choices, found, strict=True), start=1):
-        row = f"{rank:>4}{choice.item:>8}  {cut(choice.title, long):{long}}  "
+        row = f"{rank:>4}{choice.item:>8}{raw[rank - 1]}  {cut(choice.title, long):{long}}  "
         row += f"{choice.category or '-':{wide}}{choice.score:>10.3f}"
         for name, value in (share or {}).items():
             row += f"{value:>{_width(name) - 2}.0f} %"
         lines.append(row)
     return "\n".join([*lines, describe_parts(choices[0])])
+
+
+def _raw_names(choices: Sequence[Recommendation]) -> list[str]:
+    """A column with its head; nothing in it where no item has a raw identifier."""
+    if all(choice.name is None for choice in choices):
+        return [""] * (1 + len(choices))
+    cells = ["item", *(cut(choice.name or "-", TITLE // 2) for choice in choices)]
+    width = max(map(len, cells))
+    return [f"  {cell:{width}}" for cell in cells]
 
 
 def shares(choice: Recommendation) -> dict[str, float] | None:

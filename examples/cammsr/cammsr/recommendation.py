@@ -24,6 +24,7 @@ class Recommendation:
         weights: how much the gate counts each modality: that of CAMMSR at the last item of the
             history (Eq. 10), so the same for all choices; that of a fusion which weighs, in the
             recommended item. None for a model without.
+        name: its raw identifier, such as a SKU; None where the folder has none.
     """
 
     item: int
@@ -32,3 +33,4 @@ class Recommendation:
     score: float
     parts: dict[str, float] | None
     weights: dict[str, float] | None
+    name: str | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,8 +96,9 @@ def _run(config: Config, models: list[str], resume: Path | None, progress: bool)
         _write(folder, dataset, result)
     for number, name in enumerate(models, start=1):
         print(f"training {name} ({number} of {len(models)})", flush=True)
-        trained = train(name, dataset, split, config, folder / file_name(name), progress=progress)
-        result.models.append(trained)
+        place = folder / file_name(name)
+        with _saying_how_to_go_on(folder):
+            result.models.append(train(name, dataset, split, config, place, progress=progress))
         if is_first:
             _write(folder, dataset, result)  # what is done is not lost if the rest is stopped
     if not is_first:
@@ -104,6 +107,15 @@ def _run(config: Config, models: list[str], resume: Path | None, progress: bool)
     page = write_report(folder, config.data)
     print(f"Everything is in {folder}; {page.name} shows it")
     return result
+
+
+@contextmanager
+def _saying_how_to_go_on(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: train.py --resume '{folder}'")
+        raise
 
 
 def measure_floors(dataset: Dataset, split: Split) -> Floors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cammsr.categories import with_categories
 from cammsr.config import CategoryConfig, Config, ModelConfig, ObjectiveConfig, TrainingConfig
 from cammsr.dataset import Dataset, k_core, read_folder
+from cammsr.raw_names import RawNames
 from cammsr.variants import build, file_name
 
 __all__ = ["Catalogue", "SavedRun", "ServingError", "read_catalogue", "read_run", "restore"]
@@ -64,6 +65,8 @@ class Catalogue:
     dataset: Dataset
     item_ids: Tensor  # (V,) int64, ascending
     user_ids: Tensor  # (U,) int64, ascending
+    item_names: RawNames = field(default_factory=RawNames)
+    user_names: RawNames = field(default_factory=RawNames)
 
     @classmethod
     def whole(cls, dataset: Dataset) -> Catalogue:
@@ -74,8 +77,13 @@ class Catalogue:
         """The model's numbers of some items of the folder."""
         return _rows(self.item_ids, ids, f"item of '{self.dataset.name}'")
 
-    def user_row(self, user: int) -> int:
-        """The model's number of a user of the folder."""
+    def user_row(self, user: int | str) -> int:
+        """The model's number of a user of the folder, by the user's id or raw identifier."""
+        if isinstance(user, str):
+            number = self.user_names.number(user)
+            if number is None:
+                raise ServingError(f"'{self.dataset.name}' has no user {user!r}.")
+            user = number
         return int(_rows(self.user_ids, torch.tensor([user]), f"user of '{self.dataset.name}'"))
 
 
@@ -125,7 +133,13 @@ def read_catalogue(run: SavedRun, data: str | Path | None = None) -> Catalogue:
     kept, ids = k_core(whole), k_core(numbered)
     item_ids = torch.tensor([int(item) for item in ids.titles])
     kept = with_categories(kept, run.config.categories, run.config.seed)
-    return Catalogue(kept, item_ids, ids.timestamps.unique())
+    return Catalogue(
+        kept,
+        item_ids,
+        ids.timestamps.unique(),
+        RawNames.read(folder / "items.parquet", "item"),
+        RawNames.read(folder / "users.parquet", "user"),
+    )
 
 
 def restore(run: SavedRun, name: str, dataset: Dataset) -> nn.Module:

@@ -75,7 +75,7 @@ class Recommender:
         if not self.reader.x.isfinite().all():
             raise ServingError(f"{name} has weights that are not finite. Train it again.")
 
-    def history(self, user: int) -> list[int]:
+    def history(self, user: int | str) -> list[int]:
         """The ids of all items that a user took, in the order of time."""
         row = self.catalogue.user_row(user)
         ids: list[int] = self.catalogue.item_ids[self.histories[row]].tolist()
@@ -86,7 +86,7 @@ class Recommender:
         history: Sequence[int | str] | None = None,
         k: int = 10,
         *,
-        user: int | None = None,
+        user: int | str | None = None,
         times: Sequence[int] | None = None,
         unseen: bool = True,
         index: Index | None = None,
@@ -94,9 +94,11 @@ class Recommender:
         """The k best items after a history, the best first; of equal ones the lower id first.
 
         Args:
-            history: what was taken so far, the latest last: item ids, or parts of titles.
+            history: what was taken so far, the latest last: item ids, raw identifiers, or parts of
+                titles.
             k: how many; fewer come back where the catalogue has no more.
-            user: instead of a history, a user of the dataset, with all that is known of them.
+            user: instead of a history, a user of the dataset, by id or raw identifier, with all
+                that is known of them.
             times: when each item of the history was taken, in the unit of the dataset's timestamps.
                 Only models that read times look at them; they read positions where there are none.
             unseen: whether to leave out what the history has already.
@@ -119,6 +121,7 @@ class Recommender:
                 score=score,
                 parts=self._by_name(parts, place),
                 weights=self._by_name(weights, place),
+                name=self.catalogue.item_names.name(int(self.catalogue.item_ids[row])),
             )
             for place, (row, score) in enumerate(
                 zip(rows[0].tolist(), found.scores[0, keep].tolist(), strict=True)
@@ -129,7 +132,7 @@ class Recommender:
         self,
         history: Sequence[int | str] | None = None,
         *,
-        user: int | None = None,
+        user: int | str | None = None,
         times: Sequence[int] | None = None,
     ) -> History:  # one row
         """A history as the rows that :meth:`top_k` takes; the times of a user are known."""

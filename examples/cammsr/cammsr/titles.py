@@ -1,4 +1,4 @@
-"""Items by what a person types: ids of the dataset folder, or parts of titles."""
+"""Items by what a person types: ids of the dataset folder, raw identifiers, or parts of titles."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 
+from cammsr.raw_names import RAW
 from cammsr.saved import Catalogue, ServingError
 
-__all__ = ["cut", "find_title", "resolve", "split_history"]
+__all__ = ["cut", "find_title", "number_or_text", "resolve", "split_history"]
 
 SHOWN = 8  # how many titles a message lists
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what would move a terminal's cursor
@@ -23,17 +24,27 @@ def cut(text: str, width: int) -> str:
 def split_history(text: str) -> list[int | str]:
     """``"blue guitar; 17"`` as a part of a title and an item id."""
     pieces = [piece.strip() for piece in text.split(";")]
-    return [int(piece) if _is_number(piece) else piece for piece in pieces if piece]
+    return [number_or_text(piece) for piece in pieces if piece]
+
+
+def number_or_text(piece: str) -> int | str:
+    """An id of the dataset folder, or something else."""
+    return int(piece) if piece.isascii() and piece.isdigit() else piece
 
 
 def resolve(history: Sequence[int | str], catalogue: Catalogue) -> list[int]:
-    """The ids of items that are given by id or by a part of their title."""
-    titles = catalogue.dataset.titles
-    ids = catalogue.item_ids.tolist()
-    return [
-        ids[find_title(item, titles, ids)] if isinstance(item, str) else int(item)
-        for item in history
-    ]
+    """The ids of items that are given by id, by raw identifier or by a part of their title."""
+    return [_resolve(item, catalogue) if isinstance(item, str) else int(item) for item in history]
+
+
+def _resolve(text: str, catalogue: Catalogue) -> int:
+    number = catalogue.item_names.number(text)
+    if number is not None:
+        return number
+    if text.startswith(RAW):
+        raise ServingError(f"'{catalogue.dataset.name}' has no item {text!r}.")
+    ids: list[int] = catalogue.item_ids.tolist()
+    return ids[find_title(text, catalogue.dataset.titles, ids)]
 
 
 def find_title(text: str, titles: Sequence[str], ids: Sequence[int]) -> int:
@@ -61,7 +72,3 @@ def find_title(text: str, titles: Sequence[str], ids: Sequence[int]) -> int:
     raise ServingError(
         f"No title contains {text!r}." + (f" The nearest are:{listed}" if listed else "")
     )
-
-
-def _is_number(piece: str) -> bool:
-    return piece.isascii() and piece.isdigit()

@@ -125,5 +125,8 @@ def _write_best(
     file = best_file(folder, model)
     head = f"# {model}: validation {METRIC} {value:.4f}\n"
     file.write_text(head + yaml.safe_dump(nested(settings), sort_keys=False), encoding="utf-8")
-    print(f"{model}: best validation {METRIC} {value:.4f}; train.py --config {file}")
+    print(
+        f"{model}: best validation {METRIC} {value:.4f}; "
+        f"train.py --data {config.data} --models '[{model}]' --config {file}"
+    )
     return best

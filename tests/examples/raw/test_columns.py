@@ -71,6 +71,13 @@ def test_too_many_of_them_are_refused(tmp_path: Path) -> None:
         read(table, 0.1)
 
 
+def test_a_date_of_another_form_names_the_form(tmp_path: Path) -> None:
+    table = csv(tmp_path, "user,item,timestamp\na,x,2024-08-04\n")
+    message = r"'2024-08-04' is no date as --time_format '%d\.%m\.%Y' writes it"
+    with pytest.raises(DatasetError, match=message):
+        read(table, 0.1, time_format="%d.%m.%Y")
+
+
 def test_times_are_whole_numbers_from_zero_on() -> None:
     assert times([1.0, 2.5, float("nan"), float("inf"), -1.0, None, 3e9])[0] == [1, 3_000_000_000]
     assert times([0, 2**60, -5, None])[0] == [0, 2**60]

@@ -14,7 +14,9 @@ def test_gives_the_module() -> None:
 
 
 def test_says_what_would_help() -> None:
-    message = r'This needs the package no_such_package.*pip install -e "\.\[prepare\]"'
+    message = (
+        r'This needs the package no_such_package.*install -c constraints.txt -e "\.\[prepare\]"'
+    )
     with pytest.raises(DatasetError, match=message):
         require("no_such_package.inner", "This")
 

@@ -143,6 +143,8 @@ def test_amazon2023_with_images_from_the_net(
     said = capsys.readouterr().out
     assert "images: 1 of 3 items; absent: 1 HTTP 404, 1 not an image" in said
     assert note(folder, "features_image")["encoder"] == "fake ViT"
+    prepare(source, settings(overwrite=True, text_encoder="hash"))
+    assert "image: 3 items name an image, which is not encoded" in capsys.readouterr().out
 
 
 def test_a_modality_that_no_item_has_is_refused(

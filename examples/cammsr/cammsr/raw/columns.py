@@ -79,15 +79,19 @@ def check_rows(
     raw = table.select(**named).with_row_index("row")
     user = _identifier(schema[str(columns["user"])], "user")
     item = _identifier(schema[str(columns["item"])], "item")
+    why = dict(FAULTS)
     if columns["timestamp"] is None:
         time = pl.col("row").cast(pl.Int64)
     else:
-        time = _time(schema[columns["timestamp"]], scale, time_format)
+        dtype = schema[columns["timestamp"]]
+        time = _time(dtype, scale, time_format)
+        if time_format is not None and dtype == pl.String:
+            why["timestamp"] = f"is no date as --time_format {time_format!r} writes it"
     try:
         read = raw.with_columns(user, item, time.alias("timestamp")).with_columns(why=_why())
         read.sink_parquet(path, compression="lz4")
         read = pl.scan_parquet(path)
-        _count(raw, read, faults)
+        _count(raw, read, faults, why)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(faults.source, error) from error
     return read.filter(pl.col("why").is_null()).drop("row", "why")
@@ -131,7 +135,9 @@ def _why() -> pl.Expr:
     return pl.coalesce(null)
 
 
-def _count(raw: pl.LazyFrame, read: pl.LazyFrame, faults: Faults) -> None:
+def _count(
+    raw: pl.LazyFrame, read: pl.LazyFrame, faults: Faults, said_of: Mapping[str, str]
+) -> None:
     counted = read.group_by("why").agg(pl.len(), pl.col("row").min())
     found = counted.collect(engine="streaming").sort("row")
     faults.seen += int(found["len"].sum())
@@ -139,7 +145,7 @@ def _count(raw: pl.LazyFrame, read: pl.LazyFrame, faults: Faults) -> None:
         raise DatasetError(f"{faults.source} has no rows. Write one row for each interaction.")
     for why, count, row in found.filter(pl.col("why").is_not_null()).iter_rows():
         value = raw.filter(pl.col("row") == row).select(why).collect(engine="streaming").item()
-        said = f"{why} {value!r} {FAULTS[why]}"
+        said = f"{why} {value!r} {said_of[why]}"
         faults.add(row + 1, f"{said} ({count:,} rows)" if count > 1 else said, count)
     faults.check()
 

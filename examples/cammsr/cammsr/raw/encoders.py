@@ -108,13 +108,19 @@ def packages_of(name: str) -> tuple[str, ...]:
     return ("transformers", "sentence_transformers") if _is_sentences(name) else ("transformers",)
 
 
+INSTEAD = {
+    "text": ", or give --text_encoder hash, which needs neither a package nor a model",
+    "image": ", or give --image_encoder none",
+}
+
+
 def check_encoder(kind: Literal["text", "image"], name: str) -> None:
     """Say early what is missing, before hours of reading."""
     if kind == "image" and name == "hash":
         raise DatasetError("Expected --image_encoder none or a model such as ViT, got hash.")
     needed = (*packages_of(name), *(["PIL"] if kind == "image" and name != "none" else []))
     for package in needed:
-        require(package, f"The {kind} encoder {name}")
+        require(package, f"The {kind} encoder {name}", INSTEAD[kind])
 
 
 def build_encoder(

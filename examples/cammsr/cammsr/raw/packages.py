@@ -10,11 +10,12 @@ from cammsr.validate import DatasetError
 __all__ = ["require"]
 
 
-def require(name: str, purpose: str) -> ModuleType:
+def require(name: str, purpose: str, instead: str = "") -> ModuleType:
     """Import a package of the extra ``prepare``.
 
     Raises:
-        DatasetError: it is not installed; the message says what would help.
+        DatasetError: it is not installed; the message says what would help, and what does
+            without it.
     """
     try:
         return importlib.import_module(name)
@@ -23,5 +24,5 @@ def require(name: str, purpose: str) -> ModuleType:
             raise
         raise DatasetError(
             f"{purpose} needs the package {name}, which is not installed. "
-            'Install it with: python -m pip install -e ".[prepare]"'
+            'Install it with: python -m pip install -c constraints.txt -e ".[prepare]"' + instead
         ) from error

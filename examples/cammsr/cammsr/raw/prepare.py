@@ -162,6 +162,11 @@ class _Features:
                 image = self._build("image", settings.image_encoder, settings.image_revision)
             if image is not None:
                 self._encode("image", image, self._images())
+            elif self.items["image"].count():
+                self.work.say(
+                    f"image: {self.items['image'].count():,} items name an image, which is not "
+                    "encoded: --image_encoder is none"
+                )
 
     def _build(self, kind: Literal["text", "image"], name: str, revision: str | None) -> Encoder:
         settings = self.settings
