@@ -73,6 +73,11 @@ def test_text(table):
     assert second.split()[:7] == ["old_one", "0.3333", "0.1528", "+0.0667", "±", "0.3795", "0.529"]
 
 
+def test_one_seed_has_no_interval_and_no_p():
+    _, _, _, row = TABLES["txt"]("a title", rows({"a": [0.3], "b": [0.2]}, "a")).splitlines()
+    assert row.split() == ["b", "0.2000", "+0.1000", "1", "of", "1"]
+
+
 def test_markdown_has_as_many_cells_in_every_line(table):
     _, _, *lines = TABLES["md"]("a title", table).splitlines()
     assert {line.count("|") for line in lines} == {8}

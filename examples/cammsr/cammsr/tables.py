@@ -26,14 +26,15 @@ HEAD = ("model", "mean", "std", "difference", "95 %", "p (Holm)", "wins")
 
 
 def _text(title: str, rows: Sequence[Row]) -> str:
-    lines = [title, _line(("", *HEAD[1:]))]
-    return "\n".join([*lines, *(_line(cells(row)) for row in rows)])
+    wide = max(22, *(len(row.model) for row in rows))
+    lines = [title, _line(("", *HEAD[1:]), wide)]
+    return "\n".join([*lines, *(_line(cells(row), wide) for row in rows)])
 
 
-def _line(texts: Sequence[str]) -> str:
+def _line(texts: Sequence[str], wide: int) -> str:
     widths = (9, 9, 13, 11, 10, 9)
     numbers = "".join(f"{cell:>{width}}" for cell, width in zip(texts[1:], widths, strict=True))
-    return f"{texts[0]:22}{numbers}".rstrip()
+    return f"{texts[0]:{wide}}{numbers}".rstrip()
 
 
 def _markdown(title: str, rows: Sequence[Row]) -> str:
@@ -66,6 +67,8 @@ def cells(row: Row) -> tuple[str, ...]:
     known = (row.model, f"{row.mean:.4f}", "" if math.isnan(row.std) else f"{row.std:.4f}")
     if row.difference is None:
         return (*known, "", "", "", "")
+    if math.isinf(row.half_width):  # of one seed
+        return (*known, f"{row.difference:+.4f}", "", "", row.wins)
     width = "± " + format(row.half_width, ".4f")
     return (*known, f"{row.difference:+.4f}", width, f"{row.p_value:.3g}", row.wins)
 
