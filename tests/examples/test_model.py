@@ -14,6 +14,7 @@ from cammsr.encoder import StreamEncoder
 from cammsr.items import ItemStreams, look_up, standardise
 from cammsr.model import CAMMSR, last_position, last_valid
 from cammsr.scoring import ModelScorer
+from cammsr.variants import build
 from mmfuse.fusion import available
 
 SMALL = ModelConfig(dim=8, hidden_dim=16, num_experts=2, max_length=6, dropout=0.0)
@@ -218,3 +219,27 @@ def test_some_modality_is_needed():
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="Expected dim divisible by num_heads, got 6 and 4"):
         StreamEncoder(6, num_layers=1, num_heads=4, hidden_dim=8, dropout=0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "scale"),
+    [
+        ("cammsr", {}, 0.25),
+        ("cammsr", {"norm": "dyt"}, 0.25),
+        ("cammsr w/o DyT", {}, 0.05),
+        ("cammsr w/o DyT", {"init_scale": 0.5}, 0.5),
+        ("sasrec", {}, 0.05),
+        ("unisrec", {}, 0.05),
+        ("missrec", {}, 0.05),
+        ("hm4sr", {}, 0.05),
+        ("hm4sr", {"init_scale": 0.5}, 0.5),
+        ("gru4rec", {}, 0.25),
+    ],
+)
+def test_streams_start_as_large_as_the_norm_behind_them_asks(name, settings, scale, tiny, config):
+    config = replace(config, model=ModelConfig(dim=256, hidden_dim=8, num_heads=1, **settings))
+    built, _ = build(name, tiny, config)
+    assert built.items.embedding.weight.std().item() == pytest.approx(scale, rel=0.1)
+    positions = getattr(built, "positions", None)
+    if positions is not None and len(positions):  # a GRU needs none
+        assert positions.std().item() == pytest.approx(scale, rel=0.1)

@@ -54,7 +54,7 @@ class FusedRecommender(nn.Module):
         self.register_buffer("labels", labels, persistent=False)
         self.positions = nn.Parameter(torch.empty(config.max_length, config.dim))
         self.encoder = make_encoder(config)
-        nn.init.normal_(self.positions, std=config.init_scale)
+        nn.init.normal_(self.positions, std=config.first_scale)
 
     def forward(
         self,
@@ -75,7 +75,7 @@ class FusedRecommender(nn.Module):
 
 def sasrec(features: Mapping[str, Tensor], labels: Tensor, config: ModelConfig) -> FusedRecommender:
     """SASRec (Kang and McAuley, 2018): the id alone, trained by the same loop and loss."""
-    items = ItemStreams({}, len(labels), config.dim, scale=config.init_scale)
+    items = ItemStreams({}, len(labels), config.dim, scale=config.first_scale)
     return FusedRecommender(items, SumFusion(config.dim, 1), labels, config)
 
 
@@ -96,7 +96,7 @@ class SequenceRecommender(nn.Module):
         width = config.dim if encode else 0
         self.positions = nn.Parameter(torch.empty(config.max_length, width), requires_grad=encode)
         self.encoder = make_encoder(config) if encode else None
-        nn.init.normal_(self.positions, std=config.init_scale)
+        nn.init.normal_(self.positions, std=config.first_scale)
 
     def forward(
         self,

@@ -49,7 +49,8 @@ class ModelConfig:
         max_length: How many of a user's last items are read.
         norm: Dynamic tanh as printed (Eq. 13), or with the scale and shift that it learns in its
             own paper; or LayerNorm, the ablation "w/o DyT", which several baselines always have.
-        init_scale: Standard deviation of every stream at the start.
+        init_scale: Standard deviation of every stream at the start; by default .25 with dynamic
+            tanh, and .05 with LayerNorm, which a larger one can keep from learning.
         mixture: Experts that read all modalities (Eq. 5), those that read their own, or none.
         router: Attention along the sequence (Eq. 6-7), or a linear one with a softmax: "w/o Att.".
         num_experts: Experts K for each modality (Eq. 5).
@@ -80,7 +81,7 @@ class ModelConfig:
     dropout: float = 0.5
     max_length: int = 20
     norm: Norm = "affine_dyt"
-    init_scale: float = 0.25
+    init_scale: float | None = None
     mixture: Mixture = "cross"
     router: Router = "attentive"
     num_experts: int = 4
@@ -109,11 +110,17 @@ class ModelConfig:
                 f"Expected top_k between 1 and num_experts ({self.num_experts}), got {self.top_k}."
             )
         check_share(self, "dropout", "memory_decay")
-        check_at_least(0, self, "memory_size")
+        check_at_least(0, self, "memory_size", "init_scale")
         if self.dim % self.num_heads:
             raise ValueError(
                 f"Expected dim divisible by num_heads, got {self.dim} and {self.num_heads}."
             )
+
+    @property
+    def first_scale(self) -> float:
+        """``init_scale``, or its default."""
+        default = 0.05 if self.norm == "layernorm" else 0.25
+        return default if self.init_scale is None else self.init_scale
 
 
 @dataclass(frozen=True)
@@ -249,9 +256,7 @@ class TrainingConfig:
                 "Expected average 0 with strategy 'fsdp', whose processes have parts of the "
                 f"weights, got {self.average}."
             )
-        for name in ("threads", "checkpoint_steps", "devices", "num_nodes"):
-            if getattr(self, name) is not None:
-                check_at_least(1, self, name)
+        check_at_least(1, self, "threads", "checkpoint_steps", "devices", "num_nodes")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class GRU4Rec(nn.Module):
         config: ModelConfig,
     ) -> None:
         super().__init__()
-        self.items = ItemStreams({}, len(labels), config.dim, scale=config.init_scale)
+        self.items = ItemStreams({}, len(labels), config.dim, scale=config.first_scale)
         # Others find here how many items a model reads. A GRU needs none, so they are empty.
         self.positions = nn.Parameter(torch.empty(config.max_length, 0), requires_grad=False)
         self.dropout = nn.Dropout(config.dropout)

@@ -49,6 +49,7 @@ class HM4SR(nn.Module):
         config: ModelConfig,
     ) -> None:
         super().__init__()
+        config = replace(config, norm="layernorm")  # as its authors have it
         dim, num_categories = config.dim, labels.shape[1]
         self.items = make_items(features, labels, config)
         self.register_buffer("labels", labels, persistent=False)
@@ -63,13 +64,12 @@ class HM4SR(nn.Module):
         )
         self.time_code = TimeCode(dim)
         self.temporal = TemporalMixture(dim, modalities)
-        layer_norm = replace(config, norm="layernorm")
-        self.encoders = nn.ModuleList(make_encoder(layer_norm) for _ in range(modalities))
+        self.encoders = nn.ModuleList(make_encoder(config) for _ in range(modalities))
         self.placeholders = nn.ModuleList(
             nn.Linear(2 * dim, dim) for _ in range(modalities - self.first_other)
         )
         self.head = nn.Linear(modalities * dim, num_categories) if num_categories else None
-        nn.init.normal_(self.positions, std=config.init_scale)
+        nn.init.normal_(self.positions, std=config.first_scale)
 
     def forward(
         self,

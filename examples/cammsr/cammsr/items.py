@@ -90,7 +90,7 @@ def make_items(
 ) -> ItemStreams:
     """The item streams that a configuration describes."""
     return ItemStreams(
-        features, len(labels), config.dim, use_id=config.use_id, scale=config.init_scale
+        features, len(labels), config.dim, use_id=config.use_id, scale=config.first_scale
     )
 
 

@@ -87,11 +87,12 @@ class MISSRec(nn.Module):
         config: ModelConfig,
     ) -> None:
         super().__init__()
+        config = replace(config, norm="layernorm")  # as its authors have it
         self.items = make_items(features, labels, config)
         self.positions = nn.Parameter(torch.empty(config.max_length, config.dim))
-        self.encoder = make_encoder(replace(config, norm="layernorm"))
+        self.encoder = make_encoder(config)
         self.blend = UserAdaptiveBlend(len(self.items.names), use_id=config.use_id)
-        nn.init.normal_(self.positions, std=config.init_scale)
+        nn.init.normal_(self.positions, std=config.first_scale)
 
     def forward(
         self,

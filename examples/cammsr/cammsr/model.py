@@ -60,7 +60,7 @@ class CAMMSR(nn.Module):
         modalities = len(self.items.names)
         self.enrichment = make_enrichment(config, modalities, max(num_categories, 1))
         self.encoders = nn.ModuleList(make_encoder(config) for _ in range(modalities))
-        nn.init.normal_(self.positions, std=config.init_scale)
+        nn.init.normal_(self.positions, std=config.first_scale)
         # Drawn last: without them the weights above are the same.
         self.reads_times = config.time_intervals or config.time_routing
         self.intervals = IntervalEmbedding(dim) if config.time_intervals else None

@@ -8,10 +8,10 @@ __all__ = ["check_at_least", "check_choice", "check_share"]
 
 
 def check_at_least(least: float, settings: object, *names: str) -> None:
-    """Refuse a setting below its least value."""
+    """Refuse a setting below its least value; None is none."""
     for name in names:
         value = getattr(settings, name)
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"Expected {name} >= {least}, got {value}.")
 
 
