@@ -117,7 +117,7 @@ def test_the_validation_sees_the_averages(tiny, split, config, tmp_path, monkeyp
     monkeypatch.setattr(MovingAverage, "update", lambda *arguments: None)
     model, _ = build("sasrec", tiny, config)
     first = evaluate(ModelScorer(model.eval()), split.validation)["ndcg@10"]
-    config = with_average(config, 0.9, learning_rate=0.1)
+    config = with_average(config, 0.9, learning_rate=0.02)
     trained = train("sasrec", tiny, split, config, tmp_path, progress=False)
     assert trained.curve == [pytest.approx(first, rel=1e-5)] * 3
     assert losses(tmp_path)["train/loss"][-1] < losses(tmp_path)["train/loss"][0]
