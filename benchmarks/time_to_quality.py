@@ -38,7 +38,7 @@ from cammsr.batches import Batch, training_loader
 from cammsr.cli import parse
 from cammsr.config import Config
 from cammsr.dataset import Dataset, k_core, read_folder
-from cammsr.memory import memory_of
+from cammsr.memory import fit_memory
 from cammsr.metrics import evaluate
 from cammsr.objective import Objective
 from cammsr.scoring import ModelScorer
@@ -96,13 +96,6 @@ def start(
     return model.train(), objective, optimizer
 
 
-def remember(model: nn.Module, split: Split) -> None:
-    """Count what a memory beside the model needs, if there is one."""
-    memory = memory_of(model)
-    if memory is not None:
-        memory.fit(split.train)
-
-
 def loader(training: Training, split: Split) -> Any:
     config, options = training.config, training.config.training
     return training_loader(
@@ -122,7 +115,7 @@ def fit(
     average = MovingAverage(model, training.config.training.average)
     batches, curve, step = loader(training, split), [], 0
     begin, processor = time.perf_counter(), time.process_time()
-    remember(model, split)
+    fit_memory(model, split.train)
     for epoch in range(epochs):
         batches.sampler.set_epoch(epoch)
         since = time.perf_counter()
@@ -150,7 +143,7 @@ def fit(
 def parts(training: Training, dataset: Dataset, split: Split, steps: int) -> dict[str, Any]:
     """Where the time of a step goes, and how many steps an epoch has."""
     model, objective, optimizer = start(training, dataset)
-    remember(model, split)
+    fit_memory(model, split.train)
     mark_recommender(model, objective)
     batches = loader(training, split)
     found = step_parts(

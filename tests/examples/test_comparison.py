@@ -259,7 +259,8 @@ def test_what_changes_nothing_joins(finished, second):
     [{"data": None}, {"categories": {"noise": 0.1}}, {"categories": {"source": "virtual"}}],
 )
 def test_what_a_seed_draws_of_the_data_may_differ_between_seeds(finished, settings):
-    read_runs([finished("one", 0, **settings), finished("two", 1, sha="b", **settings)])
+    joined = read_runs([finished("one", 0, **settings), finished("two", 1, sha="b", **settings)])
+    assert joined.scores["hr@5"]["sasrec"] == [0, 0.1]
 
 
 def test_runs_without_a_model_or_an_end_are_refused(finished):

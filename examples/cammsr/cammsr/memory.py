@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from cammsr.split import Ragged
 
-__all__ = ["Added", "Memory", "add_to", "added_at", "joined", "memory_of"]
+__all__ = ["Added", "Memory", "add_to", "added_at", "fit_memory", "joined", "memory_of"]
 
 ROWS = 512  # items whose neighbours are looked for together
 FIRST_WEIGHT = 4.0
@@ -133,6 +133,13 @@ def memory_of(model: nn.Module) -> Memory | None:
     """The memory beside a model, if it has one."""
     memory = getattr(model, "memory", None)
     return memory if isinstance(memory, Memory) else None
+
+
+def fit_memory(model: nn.Module, train: Ragged) -> None:
+    """Let the memory beside a model count, if there is one."""
+    memory = memory_of(model)
+    if memory is not None:
+        memory.fit(train)
 
 
 def add_to(

@@ -21,7 +21,7 @@ from cammsr.config import Config
 from cammsr.dataset import Dataset
 from cammsr.hardware import compile_model, hardware
 from cammsr.keeper import Keeper, best_epoch, is_over
-from cammsr.memory import memory_of
+from cammsr.memory import fit_memory
 from cammsr.metrics import evaluate
 from cammsr.module import MONITOR, RecommenderModule
 from cammsr.processes import process, wait_for_all
@@ -66,9 +66,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     counts = torch.bincount(split.train.values, minlength=dataset.num_items)
     model, objective = build(variant, dataset, config, counts)
-    memory = memory_of(model)
-    if memory is not None:
-        memory.fit(split.train)
+    fit_memory(model, split.train)
     options = config.training
     keeper = Keeper(folder, MONITOR, options.patience, options.checkpoint_steps)
     keeper.read()

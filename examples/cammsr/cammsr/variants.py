@@ -57,12 +57,12 @@ def _as_configured(config: Config) -> Config:
 MEMORY = 200  # neighbours
 
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]] = {
-    "sasrec": (sasrec, _model(norm="layernorm")),  # as their authors have it
+    "sasrec": (sasrec, _model(norm="layernorm")),  # as its authors have it
     "gru4rec": (GRU4Rec, _as_configured),
-    "unisrec": (unisrec, _model(norm="layernorm")),
+    "unisrec": (unisrec, _model(norm="layernorm")),  # likewise
     "missrec": (MISSRec, _as_configured),
     "mmmlp": (mmmlp, _as_configured),
-    "hm4sr": (HM4SR, _objective(category_weight=1.0)),
+    "hm4sr": (HM4SR, _objective(category_weight=1.0)),  # likewise
     **{name: (partial(fused_recommender, fusion=name), _as_configured) for name in available()},
     "cammsr": (CAMMSR, _as_configured),
     "cammsr w/o guidance": (CAMMSR, _unguided()),  # "w/o CG"
