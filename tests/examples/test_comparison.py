@@ -12,9 +12,11 @@ import torch
 
 from cammsr.compare_cli import parse_comparison
 from cammsr.comparison import adjusted, compare, join, paired, rows
+from cammsr.config import Config
 from cammsr.dataset import write_folder
 from cammsr.joined import read_runs
 from cammsr.metrics import METRIC_NAMES
+from cammsr.named import unlike
 from cammsr.run import run
 from cammsr.tables import TABLES
 
@@ -102,6 +104,7 @@ def test_a_comparison_runs_the_seeds_and_writes_its_tables(tiny, config, tmp_pat
     pair = paired(scores["hr@5"]["cammsr"], scores["hr@5"]["sasrec"])
     assert f"{pair.mean:+.4f}" in printed
     assert file.with_suffix(".txt").read_text().strip() in printed
+    assert "settings in which the models differ" not in printed
     assert f"{pair.wins} of 2" in file.with_suffix(".md").read_text()
     assert r"\toprule" in file.with_suffix(".tex").read_text()
 
@@ -128,6 +131,19 @@ def test_each_model_gets_its_best_settings_above_those_that_are_given(search):
     assert list(rows) == ["cammsr", "sasrec", "cammsr model.dim=16"]
 
 
+def test_settings_that_all_have_alike_are_left_out():
+    settings = {
+        "a": {"seed": 1, "model": {"dim": 8, "dropout": 0.25}},
+        "b": {"seed": 2, "model": {"dim": 8}},
+    }
+    default = Config().model.dropout
+    assert unlike(settings, but=frozenset({"seed"})) == {
+        "a": {"model.dropout": 0.25},
+        "b": {"model.dropout": default},
+    }
+    assert unlike({"a": settings["a"]}) == {"a": {}}
+
+
 def test_a_model_that_was_not_searched_is_refused(search, capsys):
     with pytest.raises(SystemExit):
         parse_comparison(["--data", "x", "--models", "[sum]", "--tuned", str(search)])
@@ -139,7 +155,9 @@ def test_a_model_that_was_not_searched_is_refused(search, capsys):
 # -- runs that are there --------------------------------------------------------------------------
 
 
-def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(tiny, config, tmp_path):
+def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(
+    tiny, config, tmp_path, capsys
+):
     write_folder(tiny, tmp_path / "tiny")
     config = replace(config, data=str(tmp_path / "tiny"), output=str(tmp_path / "together"))
     slower = replace(config, training=replace(config.training, learning_rate=0.001))
@@ -150,7 +168,13 @@ def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(tiny, co
         for seed in (1, 0)
         for name, chosen in settings.values()
     ]
+    capsys.readouterr()
     join(runs, models=["sasrec", "cammsr"])
+    assert (
+        "settings in which the models differ:\n"
+        "  sasrec: training.learning_rate 0.001\n"
+        "  cammsr: training.learning_rate 0.01\n"
+    ) in capsys.readouterr().out
     (file,) = (tmp_path / "apart").glob("comparison-*.json")
     joined = {
         name.removeprefix("test/"): values for name, values in json.loads(file.read_text()).items()
@@ -189,7 +213,7 @@ def finished(tmp_path):
 
 def test_runs_are_joined_in_the_order_of_their_seeds(finished):
     joined = read_runs([finished("one", 3), finished("two", 1)])
-    assert joined.models == ["sasrec"]
+    assert list(joined.models) == ["sasrec"]
     assert joined.scores["mrr@10"] == {"Markov": [0.1, 0.3], "sasrec": [0.1, 0.3]}
 
 

@@ -324,7 +324,8 @@ def test_the_page_of_a_comparison_has_its_table_and_spreads():
         "hr@5": {"floor": [0.0, 0.0], "new": [0.25, 0.75], "<old>": [0.5, 0.5]},
     }
     title = "test ndcg@10 over 2 seeds; difference: new minus the row"
-    text = comparison_page(title, rows(scores["ndcg@10"], "new"), ["new", "<old>"], scores)
+    found, same = rows(scores["ndcg@10"], "new"), {"new": {}, "<old>": {}}
+    text = comparison_page(title, found, same, scores)
     page = Page(text)
     check_form(page)
     assert page.tables[title][2][:3] == ["new", "0.4000", "0.1414"]
@@ -333,12 +334,22 @@ def test_the_page_of_a_comparison_has_its_table_and_spreads():
     assert page.tables["Test"][2] == ["new", "0.4000 ± 0.1414", "0.5000 ± 0.3536"]
     (said,) = page.pictures()
     assert "new 0.4000 ± 0.1414; <old> 0.2500 ± 0.0707" in said
-    assert text == comparison_page(title, rows(scores["ndcg@10"], "new"), ["new", "<old>"], scores)
+    assert text == comparison_page(title, found, same, scores)
+    assert "In which the models differ" not in text
+    rates = {name: {"training.learning_rate": rate} for name, rate in (("new", 1), ("<old>", 2))}
+    page = Page(comparison_page(title, found, rates, scores))
+    check_form(page)
+    assert page.tables["In which the models differ"] == [
+        ["", "training.learning_rate"],
+        ["new", "1"],
+        ["<old>", "2"],
+    ]
 
 
 def test_one_seed_has_no_spread():
     scores = {"ndcg@10": {"new": [0.3], "old": [0.2]}}
-    page = Page(comparison_page("a title", rows(scores["ndcg@10"], "new"), ["new", "old"], scores))
+    found = rows(scores["ndcg@10"], "new")
+    page = Page(comparison_page("a title", found, {"new": {}, "old": {}}, scores))
     assert "±" not in page.pictures()[0]
 
 

@@ -56,7 +56,7 @@ def test_the_saved_configuration_runs_again(on_folder):
     assert run(config, ["sasrec"], progress=False).models[0].curve == first.models[0].curve
 
 
-def test_what_is_finished_survives_a_stop(on_folder, monkeypatch):
+def test_what_is_finished_survives_a_stop(on_folder, monkeypatch, capsys):
     def stop_at_sasrec(name, *arguments, **keywords):
         if name == "sasrec":
             raise KeyboardInterrupt
@@ -67,6 +67,12 @@ def test_what_is_finished_survives_a_stop(on_folder, monkeypatch):
         run(on_folder, ["cammsr", "sasrec"], progress=False)
     (saved,) = Path(on_folder.output).glob("*/metrics.json")
     assert set(json.loads(saved.read_text())["models"]) == {"cammsr"}
+    monkeypatch.undo()
+    capsys.readouterr()
+    run(on_folder, ["cammsr", "sasrec"], resume=saved.parent, progress=False)
+    printed = capsys.readouterr().out
+    assert "\nranking with cammsr (1 of 2)\ntraining sasrec (2 of 2)\n" in printed
+    assert set(json.loads(saved.read_text())["models"]) == {"cammsr", "sasrec"}
 
 
 def test_a_stopped_run_says_how_to_go_on(on_folder, monkeypatch, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,6 +199,14 @@ def test_a_trial_that_fails_is_said_and_the_search_goes_on(on_folder, tmp_path, 
     }
     assert second["settings"] == {"model.num_heads": 1}
     assert 0 < second["ndcg@10"] < 1
+
+
+def test_without_optuna_a_search_says_so_before_it_reads_the_data(on_folder, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ModuleNotFoundError, match="optuna"):
+        tune(on_folder, ["sasrec"], 1, SPACE)
+    assert capsys.readouterr().out == ""
+    assert not Path(on_folder.output).exists()
 
 
 def test_a_search_of_failures_alone_is_refused(on_folder, tmp_path):

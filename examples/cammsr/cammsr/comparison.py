@@ -6,15 +6,17 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from scipy import stats
 
 from cammsr.config import Config
-from cammsr.joined import Scores, read_runs
+from cammsr.joined import IDLE, Scores, read_runs
 from cammsr.metrics import METRIC_NAMES
+from cammsr.named import unlike
 from cammsr.page import comparison_page
 from cammsr.run import Result, run
 from cammsr.tables import TABLES, Row
@@ -111,7 +113,8 @@ def compare(
         if seed == first.seed:
             path = folder.with_name(f"comparison-{folder.name}.json")
         write_scores(path, scores)
-    write_comparison(path, scores, list(settings), metric)
+    of_rows = {row: asdict(config) for row, (_, config) in settings.items()}
+    write_comparison(path, scores, of_rows, metric)
     return scores
 
 
@@ -133,17 +136,30 @@ def write_scores(path: Path, scores: Mapping[str, Scores]) -> None:
 
 
 def write_comparison(
-    path: Path, scores: Mapping[str, Scores], models: Sequence[str], metric: str
+    path: Path, scores: Mapping[str, Scores], models: Mapping[str, dict[str, Any]], metric: str
 ) -> None:
-    """The table of a metric: printed, for Markdown and LaTeX, and as a page."""
-    found = rows(scores[metric], models[0])
-    seeds = len(scores[metric][models[0]])
-    title = f"test {metric} over {seeds} seeds; difference: {models[0]} minus the row"
+    """The table of a metric: printed, for Markdown and LaTeX, and as a page.
+
+    Args:
+        path: of the scores; the others lie beside it.
+        scores: all metrics of all seeds, by row.
+        models: the rows that are trained, with their settings; the first is the reference.
+        metric: of the table.
+    """
+    reference = next(iter(models))
+    found = rows(scores[metric], reference)
+    seeds = len(scores[metric][reference])
+    title = f"test {metric} over {seeds} seeds; difference: {reference} minus the row"
+    own = unlike(models, but=IDLE)
     for ending, table in TABLES.items():
         path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
-    page = comparison_page(title, found, models, scores)
+    page = comparison_page(title, found, own, scores)
     path.with_suffix(".html").write_text(page, encoding="utf-8")
     print(TABLES["txt"](title, found))
+    if any(own.values()):
+        print("settings in which the models differ:")
+        for model, settings in own.items():
+            print(f"  {model}: {', '.join(f'{key} {value}' for key, value in settings.items())}")
     print(f"This table, also for Markdown, LaTeX and browsers, is in {path.with_suffix('.*')}")
 
 

@@ -14,7 +14,7 @@ import yaml
 from cammsr.metrics import METRIC_NAMES
 from cammsr.named import DEFAULTS, differences
 
-__all__ = ["Joined", "Scores", "read_runs"]
+__all__ = ["IDLE", "Joined", "Scores", "read_runs"]
 
 Scores = dict[str, list[float]]  # of each model, one value a seed
 Tests = dict[str, dict[str, float]]
@@ -29,9 +29,9 @@ IDLE = frozenset(  # what may differ between the seeds of a model
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """The models, and the scores of each metric; floors are among the scores."""
+    """Models with their settings, and the scores of each metric; floors are among the scores."""
 
-    models: list[str]
+    models: dict[str, dict[str, Any]]
     scores: dict[str, Scores]
 
 
@@ -84,7 +84,7 @@ def read_runs(folders: Sequence[Path], models: list[str] | None = None) -> Joine
         metric: {name: [test[metric] for test in values] for name, values in tests.items()}
         for metric in METRIC_NAMES
     }
-    return Joined(models, scores)
+    return Joined({model: found[model][seeds[0]].settings for model in models}, scores)
 
 
 def _read(folder: Path) -> _Run:

@@ -8,7 +8,7 @@ from typing import Any
 
 from cammsr.config import Config
 
-__all__ = ["changed", "check_name", "differences", "flat", "nested"]
+__all__ = ["changed", "check_name", "differences", "flat", "nested", "unlike"]
 
 DEFAULTS = asdict(Config())
 
@@ -51,6 +51,25 @@ def differences(
         for name in {**first, **second}
         if first.get(name) != second.get(name) and name not in but
     }
+
+
+def unlike(
+    settings: Mapping[str, Mapping[str, Any]], but: frozenset[str] = frozenset()
+) -> dict[str, dict[str, Any]]:
+    """Of several nested settings, each under a name, those in which they are not all the same.
+
+    Args:
+        settings: one or more; what is not there has its default.
+        but: names of settings that do not count.
+    """
+    full = {name: {**flat(DEFAULTS), **flat(own)} for name, own in settings.items()}
+    first = next(iter(full.values()))
+    varied = [
+        key
+        for key in first
+        if key not in but and any(own.get(key) != first[key] for own in full.values())
+    ]
+    return {name: {key: own.get(key) for key in varied} for name, own in full.items()}
 
 
 def check_name(name: str) -> None:

@@ -94,8 +94,10 @@ def _run(config: Config, models: list[str], resume: Path | None, progress: bool)
     result = Result(folder, measure_floors(dataset, split) if is_first else {}, [])
     if is_first:
         _write(folder, dataset, result)
+    finished = _found_before(folder)
     for number, name in enumerate(models, start=1):
-        print(f"training {name} ({number} of {len(models)})", flush=True)
+        doing = "ranking with" if name in finished else "training"
+        print(f"{doing} {name} ({number} of {len(models)})", flush=True)
         place = folder / file_name(name)
         with _saying_how_to_go_on(folder):
             result.models.append(train(name, dataset, split, config, place, progress=progress))
@@ -190,16 +192,20 @@ def _write(folder: Path, dataset: Dataset, result: Result) -> None:
         }
         for model in result.models
     }
-    file = folder / "metrics.json"
-    if file.is_file():  # of a run that was stopped: what it had found stays until it is found again
-        models = {**json.loads(file.read_text())["models"], **models}
     metrics = {
         "dataset": dataset.name,
         "floors": result.floors,
-        "models": models,
+        "models": {**_found_before(folder), **models},  # it stays until it is found again
         "versions": {"torch": torch.__version__, "lightning": lightning.__version__},
     }
     beside = folder / "metrics.part"  # complete, or as it was
     beside.write_text(json.dumps(metrics, indent=2) + "\n")
-    beside.replace(file)
+    beside.replace(folder / "metrics.json")
     (folder / "table.txt").write_text(format_table(result.floors, result.models) + "\n")
+
+
+def _found_before(folder: Path) -> dict[str, Any]:
+    """The models that a run had finished before it was stopped."""
+    file = folder / "metrics.json"
+    found: dict[str, Any] = json.loads(file.read_text())["models"] if file.is_file() else {}
+    return found

@@ -43,6 +43,7 @@ def tune(
     if config.data is None:
         raise DatasetError("The search needs --data: the generated catalogue has its settings.")
     searched = read_space(space)
+    studies = {model: _study(searched, trials, config.seed) for model in models}
     dataset, split = open_data(config.data, config)
     for model in models:
         check(model, dataset, config)
@@ -56,8 +57,7 @@ def tune(
         return trained.validation[METRIC]
 
     found = {}
-    for model in models:
-        study, count = _study(searched, trials, config.seed)
+    for model, (study, count) in studies.items():
         written = folder / f"trials-{file_name(model)}.json"
         for said in _search(study, count, searched, partial(measure, model), written):
             print(f"{model} {said}", flush=True)
