@@ -29,7 +29,8 @@ def assert_block_contract(
     r"""Assert what every block promises.
 
     1. *registered*: no tensor and no module hides in a plain attribute, list or dict, where neither
-       an optimizer nor a checkpoint would find it;
+       an optimizer nor a checkpoint would find it, and no parameter is without a dimension, which
+       :func:`torch.distributed.fsdp.fully_shard` could not cut;
     2. *pure*: ``forward`` changes no attribute, no parameter, no buffer and no input;
     3. *typed*: the output is a tensor, or a (named) tuple or dict of them, and finite;
     4. *trained*: every parameter gets a finite, non-zero gradient;
@@ -90,6 +91,8 @@ def _registered(block: nn.Module) -> None:
             for leaf in _leaves(value):
                 hidden = isinstance(leaf, (Tensor, nn.Module))
                 _demand(not hidden, "registered", f"a {type(leaf).__name__} hides in {where}")
+    for name, parameter in block.named_parameters():
+        _demand(parameter.ndim > 0, "registered", f"{name} has no dimension to be sharded along")
 
 
 def _pure(block: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:

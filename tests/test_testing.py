@@ -104,6 +104,15 @@ class PlainTensorInside(Good):
         self.linear.mask = torch.ones(4)
 
 
+class ParameterWithoutDimension(Good):
+    def __init__(self) -> None:
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.slope * super().forward(x)
+
+
 # -- pure ------------------------------------------------------------------------------------------
 
 
@@ -256,6 +265,7 @@ class MultipliesFloat32(Good):
         (ModulesInAList, r"registered: a Linear hides in experts"),
         (TensorInADict, r"registered: a Tensor hides in tables"),
         (PlainTensorInside, r"registered: a Tensor hides in linear\.mask"),
+        (ParameterWithoutDimension, r"registered: slope has no dimension to be sharded along"),
         (StoresItsInput, r"pure: forward changed an attribute of the block"),
         (Counts, r"pure: forward changed an attribute of the block"),
         (ChangesItsChild, r"pure: forward changed an attribute of linear"),

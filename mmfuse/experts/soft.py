@@ -142,7 +142,7 @@ class SlotRouter(nn.Module):
         self.slots_per_expert = slots_per_expert
         slots = num_experts * slots_per_expert
         self.weight = nn.Parameter(torch.empty(slots, dim, device=device, dtype=dtype))
-        self.scale = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.scale = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

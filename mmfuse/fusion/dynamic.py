@@ -78,7 +78,7 @@ class DynamicFusion(nn.Module):
         self.num_modalities = num_modalities
         self.target = target
         self.user = nn.Parameter(torch.empty(dim, device=device, dtype=dtype))
-        self.sharpness = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.sharpness = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

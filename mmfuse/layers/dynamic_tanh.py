@@ -52,7 +52,7 @@ class DynamicTanh(nn.Module):
         check_positive(dim=dim, alpha=alpha)
         self.dim = dim
         self.initial_alpha = alpha
-        self.alpha = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.alpha = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.weight = nn.Parameter(torch.empty(dim, device=device, dtype=dtype)) if affine else None
         self.bias = nn.Parameter(torch.empty(dim, device=device, dtype=dtype)) if affine else None
         self.reset_parameters()

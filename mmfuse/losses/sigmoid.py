@@ -157,8 +157,8 @@ class SigmoidContrastiveLoss(nn.Module):
         self.first_bias = bias
         self.reduction: Reduction = reduction
         self.same_id: SameId = same_id
-        self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.log_temperature = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -168,7 +168,8 @@ class SigmoidContrastiveLoss(nn.Module):
 
     def temperature(self) -> Tensor:  # ()
         """Return the temperature as it is now, in float32 at least."""
-        return self.log_temperature.to(at_least_float32(self.log_temperature)).exp()
+        wide = self.log_temperature.to(at_least_float32(self.log_temperature))
+        return wide.squeeze(0).exp()
 
     def forward(
         self,
@@ -184,7 +185,7 @@ class SigmoidContrastiveLoss(nn.Module):
             query,
             positive_key,
             temperature=self.temperature(),
-            bias=self.bias,
+            bias=self.bias.squeeze(0),
             reduction=self.reduction,
             ids=ids,
             same_id=self.same_id,

@@ -64,7 +64,7 @@ class LearnedTemperature(nn.Module):
         self.temperature = temperature
         self.minimum = minimum
         self.maximum = maximum
-        self.log_temperature = nn.Parameter(torch.empty((), device=device, dtype=dtype))
+        self.log_temperature = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -74,7 +74,7 @@ class LearnedTemperature(nn.Module):
     def forward(self) -> Tensor:  # ()
         """Return the temperature."""
         highest = math.inf if self.maximum is None else math.log(self.maximum)
-        wide = self.log_temperature.to(at_least_float32(self.log_temperature))
+        wide = self.log_temperature.squeeze(0).to(at_least_float32(self.log_temperature))
         check_no_tangent("A temperature with bounds", wide)
         bounded: Tensor = _clamp(wide, math.log(self.minimum), highest)
         return bounded.exp()

@@ -183,9 +183,3 @@ def test_stopped_it_ends_with_the_same_averages(
 def test_what_is_no_decay_is_refused(average):
     with pytest.raises(ValueError, match=rf"Expected 0 <= average < 1, got {average}"):
         TrainingConfig(average=average)
-
-
-def test_parts_of_weights_are_not_averaged():
-    with pytest.raises(ValueError, match=r"Expected average 0 with strategy 'fsdp'.*got 0.99"):
-        TrainingConfig(strategy="fsdp")
-    assert TrainingConfig(strategy="fsdp", average=0.0).average == 0

@@ -15,11 +15,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
 
 from cammsr.batches import LengthBuckets, target_loader, training_loader
 from cammsr.config import Config, TrainingConfig
 from cammsr.dataset import write_folder
 from cammsr.hardware import hardware
+from cammsr.module import RecommenderModule
 from cammsr.processes import mean_over_all, started
 from cammsr.split import leave_one_out
 from cammsr.training import train
@@ -96,6 +98,48 @@ def test_two_processes_train_as_one(variant, softmax, tiny, config, tmp_path):
     for name, value in load_file(spread / "weights.safetensors").items():
         if value.ndim > 1:  # Adam makes steps of the rounding of a bias that changes nothing
             torch.testing.assert_close(value, weights[name], rtol=1e-2, atol=1e-3)
+
+
+def fit_and_count(rank, *of_training):
+    """The same, and how many numbers of the weights this process had."""
+    numbers = []
+
+    def count(module):
+        weights = list(module.parameters())
+        kept = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in weights]
+        numbers.extend(weight.numel() for weight in kept)
+
+    RecommenderModule.on_train_end = count
+    return {**fit(rank, *of_training), "numbers": sum(numbers)}
+
+
+def test_processes_with_parts_of_the_weights_train_as_those_with_the_whole(tiny, config, tmp_path):
+    """Stopped after two epochs and gone on with, too."""
+    config = without_chance(config)
+    whole = replace(config, training=replace(config.training, average=0.9, max_epochs=6))
+    parts = replace(whole, training=replace(whole.training, strategy="fsdp"))
+    short = replace(parts, training=replace(parts.training, max_epochs=2))
+
+    def processes(task, name, chosen):
+        place = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        place.mkdir()
+        given = (free_port(), "cammsr + memory", tiny, chosen, tmp_path / name)
+        return together(place, 2, task, *given)
+
+    one, _ = processes(fit_and_count, "whole", whole)
+    two, other = processes(fit_and_count, "parts", parts)
+    assert two["numbers"] + other["numbers"] == one["numbers"]
+    assert 0.4 < two["numbers"] / one["numbers"] < 0.6
+    for name in table(tmp_path / "whole").columns:
+        if name.startswith("train/"):
+            both = (column(tmp_path / folder, name) for folder in ("whole", "parts"))
+            torch.testing.assert_close(*both, rtol=1e-4, atol=1e-5)
+    assert two["curve"] == pytest.approx(one["curve"], rel=1e-5)
+    assert two["test"] == pytest.approx(one["test"], rel=1e-5)
+    stopped, _ = processes(fit, "stopped", short)
+    again, _ = processes(fit, "stopped", parts)
+    assert stopped["curve"] == two["curve"][:2]
+    assert again["curve"] == two["curve"]
 
 
 def test_processes_share_every_batch_and_every_user_once(split):
@@ -182,10 +226,6 @@ def test_as_many_processes_are_started_as_the_settings_say(name):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        (
-            {"strategy": "fsdp", "average": 0.0},
-            r"Expected a GPU for training.strategy 'fsdp', got the CPU",
-        ),
         ({"precision": "16"}, r"Expected a GPU for training.precision '16', got the CPU"),
         ({"accelerator": "gpu"}, r"Expected training.accelerator 'cpu', there is no GPU"),
     ],

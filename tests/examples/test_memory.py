@@ -231,7 +231,9 @@ def test_the_gradient_of_the_weight():
     loss(0.4).backward()
     slope = (loss(0.4 + 1e-5) - loss(0.4 - 1e-5)) / 2e-5
     assert slope.abs() > 1e-3
-    torch.testing.assert_close(memory.log_weight.grad, slope.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(
+        memory.log_weight.grad.squeeze(0), slope.detach(), rtol=1e-6, atol=1e-9
+    )
 
 
 # -- what is known of a batch ---------------------------------------------------------------------

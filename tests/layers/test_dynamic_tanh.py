@@ -73,7 +73,7 @@ def test_reset_brings_the_first_values_back() -> None:
 
 def fresh_parameters(alpha: float) -> dict[str, Tensor]:
     return {
-        "alpha": torch.tensor(alpha).double(),
+        "alpha": torch.tensor([alpha]).double(),
         "weight": torch.ones(3).double(),
         "bias": torch.zeros(3).double(),
     }

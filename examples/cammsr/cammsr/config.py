@@ -251,11 +251,6 @@ class TrainingConfig:
         check_choice(self, accelerator=Accelerator, strategy=Strategy)
         if not 0 <= self.average < 1:
             raise ValueError(f"Expected 0 <= average < 1, got {self.average}.")
-        if self.average and self.strategy == "fsdp":
-            raise ValueError(
-                "Expected average 0 with strategy 'fsdp', whose processes have parts of the "
-                f"weights, got {self.average}."
-            )
         check_at_least(1, self, "threads", "checkpoint_steps", "devices", "num_nodes")
 
 

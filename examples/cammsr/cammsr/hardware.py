@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 
 from cammsr.config import TrainingConfig
@@ -29,12 +29,11 @@ def hardware(config: TrainingConfig) -> dict[str, Any]:
     accelerator = found if config.accelerator == "auto" else config.accelerator
     if accelerator == "gpu" and found == "cpu":
         raise ValueError("Expected training.accelerator 'cpu', there is no GPU, got 'gpu'.")
-    for name, value in (("strategy", "fsdp"), ("precision", "16")):
-        if accelerator == "cpu" and getattr(config, name) == value:
-            raise ValueError(
-                f"Expected a GPU for training.{name} {value!r}, got the CPU: the trainer has it "
-                "for GPUs alone."
-            )
+    if accelerator == "cpu" and config.precision == "16":
+        raise ValueError(
+            "Expected a GPU for training.precision '16', got the CPU: the trainer has it for GPUs "
+            "alone."
+        )
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if process()[1] > 1 else 1
     return {
         "accelerator": accelerator,
@@ -58,9 +57,13 @@ def compile_model(model: nn.Module, backend: str | Callable[..., Any] = "inducto
 
 
 def _strategy(config: TrainingConfig) -> str | Strategy:
-    if config.strategy == "fsdp":
-        return FSDPStrategy(state_dict_type="full")
     if process()[1] == 1:
         return "auto"
+    if config.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=process()[1],
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=False,
+        )
     # Which parameters a step reaches depends on the model; buffers are the same in all processes.
     return DDPStrategy(find_unused_parameters=True, broadcast_buffers=False)

@@ -55,7 +55,7 @@ class Memory(nn.Module):
         super().__init__()
         self.decay = decay
         size = min(size, num_items)
-        self.log_weight = nn.Parameter(torch.tensor(FIRST_WEIGHT).log())
+        self.log_weight = nn.Parameter(torch.tensor([FIRST_WEIGHT]).log())
         self.register_buffer("neighbours", torch.zeros(num_items, size, dtype=torch.int32))
         self.register_buffer("similarity", torch.zeros(num_items, size))
         self.register_buffer("rarity", torch.zeros(num_items))

@@ -43,7 +43,7 @@ class UserAdaptiveBlend(nn.Module):
         super().__init__()
         self.modalities = num_modalities
         self.first_feature = int(use_id)
-        self.sharpness = nn.Parameter(torch.zeros(()))
+        self.sharpness = nn.Parameter(torch.zeros(1))
 
     def forward(
         self,

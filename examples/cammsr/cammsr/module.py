@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from cammsr.averaging import MovingAverage
 from cammsr.batches import Batch, TargetBatch
@@ -40,6 +41,20 @@ class RecommenderModule(LightningModule):
         self.metrics = RankingMetrics()
         self.scorer: ModelScorer | None = None
 
+    def configure_model(self) -> None:
+        """Keep a part of every weight in each process, if it is asked for.
+
+        Within a step all weights are in all processes.
+        """
+        if self.config.strategy != "fsdp" or process()[1] == 1 or isinstance(self, FSDPModule):
+            return
+        assert self.device_mesh is not None  # the strategy's
+        fully_shard(self, mesh=self.device_mesh["data_parallel"])
+        for method in ("training_step", "validation_step"):
+            register_fsdp_forward_method(self, method)
+        if self.average is not None:  # of the parts
+            self.average = MovingAverage(self.model, self.config.average)
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Draw from a seed of this step: what a step draws does not depend on those before it.
 
@@ -72,8 +87,7 @@ class RecommenderModule(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the users of the last validation, and take the averages."""
         self.metrics.reset()
-        if self.average is not None:
-            self.average.exchange(self.model)
+        self._exchange()
 
     def validation_step(self, batch: TargetBatch, batch_idx: int) -> None:
         """Rank the validation targets of some users over the whole catalogue, in 32 bits."""
@@ -98,8 +112,15 @@ class RecommenderModule(LightningModule):
 
     def on_validation_end(self) -> None:
         """Go on with the weights that were trained; whoever keeps the best ones has been here."""
-        if self.average is not None:
-            self.average.exchange(self.model)
+        self._exchange()
+
+    def _exchange(self) -> None:
+        """The averages for the weights, or these again."""
+        if self.average is None:
+            return
+        if isinstance(self, FSDPModule):
+            self.reshard()  # whole weights of the last step are let go
+        self.average.exchange(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Adam, with decoupled weight decay if any."""
