@@ -159,7 +159,8 @@ def target_ranks(scorer: Scorer, target: Target, *, batch_size: int = 256) -> Ra
     only the last few items cuts them itself (:func:`cammsr.split.keep_last`).
     """
     plain, masked = [], []
-    for rows in torch.split(torch.arange(len(target.item)), batch_size):
+    order = target.history.lengths.argsort(stable=True)  # little of a batch is padding
+    for rows in order.split(batch_size):
         items, valid = target.history.padded(rows)
         goal = target.item[rows]
         if _reads_times(scorer):
@@ -169,7 +170,8 @@ def target_ranks(scorer: Scorer, target: Target, *, batch_size: int = 256) -> Ra
         rank = expected_rank(scores, goal)
         plain.append(rank.cpu())
         masked.append(unseen_rank(rank, scores, goal, items, valid).cpu())
-    return Ranks(torch.cat(plain), torch.cat(masked))
+    back = order.argsort()
+    return Ranks(torch.cat(plain)[back], torch.cat(masked)[back])
 
 
 def summarise(ranks: Ranks, *, masked: bool = True) -> dict[str, float]:
