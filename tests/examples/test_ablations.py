@@ -30,7 +30,7 @@ from cammsr.run import run
 from cammsr.saved import read_catalogue, read_run
 from cammsr.scoring import ModelScorer
 from cammsr.serving import Recommender, load
-from cammsr.variants import VARIANTS, build, configure, file_name
+from cammsr.variants import VARIANTS, build, check, configure, file_name
 from mmfuse import ModalitySwapInfoNCE
 
 HISTORY = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 0, 0]])
@@ -260,6 +260,17 @@ def test_as_many_clusters_as_points_and_no_more():
             k_means(points, clusters)
 
 
+def test_clusters_of_what_a_model_is_not_to_see_are_refused(tiny, config):
+    virtual = replace(config, categories=CategoryConfig("virtual", clusters=2))
+    check("cammsr", tiny, virtual)
+    check("sasrec", tiny, virtual)
+    with pytest.raises(DatasetError, match=r"for cammsr w/o text, which does not see \['text'\]"):
+        check("cammsr w/o text", tiny, virtual)
+    check("cammsr w/o text", tiny, config)
+    unguided = replace(virtual, model=replace(virtual.model, category_guidance=False))
+    check("cammsr w/o text", tiny, unguided)
+
+
 def test_virtual_categories_are_clusters_of_items_with_features(tiny):
     truth = torch.arange(15) % 2
     noise = torch.rand(15, 4) / 10
@@ -370,20 +381,23 @@ def test_what_a_dataset_lacks_is_said_before_anything_is_trained(tiny, on_folder
     assert not list((tmp_path / "runs").glob("*/cammsr"))
 
 
-def test_ablated_runs_resume_and_serve(on_folder, split, tmp_path):
-    models = ["cammsr w/o Att.", "cammsr w/o text"]
+@pytest.mark.parametrize(
+    ("model", "source"), [("cammsr w/o Att.", "virtual"), ("cammsr w/o text", "given")]
+)
+def test_ablated_runs_resume_and_serve(model, source, on_folder, split):
+    models = [model]
     ablated = replace(
         on_folder,
         seed=2,
         model=replace(on_folder.model, candidates="enriched", pooling="joint"),
-        categories=CategoryConfig("virtual", clusters=4, removed=0.2, noise=0.3),
+        categories=CategoryConfig(source, clusters=4, removed=0.2, noise=0.3),
     )
     first = run(ablated, models, progress=False)
     assert read_run(first.folder).config == ablated
     again = run(*parse(["--resume", str(first.folder)])[:2], first.folder, progress=False)
     assert [m.test for m in again.models] == [m.test for m in first.models]
     dataset = read_catalogue(read_run(first.folder)).dataset
-    assert len(dataset.categories) == 4
+    assert len(dataset.categories) == (4 if source == "virtual" else 3)
     items, valid = split.test.history.padded(torch.arange(5))
     for trained in first.models:
         assert torch.equal(trained.model.labels, dataset.labels)

@@ -181,7 +181,7 @@ def test_without_histories_the_masked_ranks_are_the_plain_ones():
 # -- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", ["cammsr", "gru4rec", "hm4sr", "mixer", "sasrec", "unisrec"])
+@pytest.mark.parametrize("variant", ["cammsr", "gru4rec", "hm4sr", "mixer", "tedrec", "unisrec"])
 def test_a_model_ranks_as_by_whole_scores(variant, tiny, split, config):
     model, _ = build(variant, tiny, config)
     model.eval()

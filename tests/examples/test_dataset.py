@@ -340,3 +340,12 @@ def test_k_core_keeps_the_order_of_time(folder: Path) -> None:
     assert core.user_ids.tolist() == [0, 0]
     assert core.timestamps.tolist() == [5, 6]
     assert core.categories == ("chair", "lamp", "light", "rug", "seat")
+
+
+@pytest.mark.parametrize("scale", [1, 10**3, 10**6, 10**9])
+def test_times_are_read_in_seconds_whatever_their_unit(folder: Path, scale: int) -> None:
+    times = [1_600_000_000, 1_600_000_001, 1_600_086_400]
+    rows = {"user_id": [0, 0, 0], "item_id": [2, 0, 1]}
+    written = [time * scale + scale // 2 for time in times]
+    pl.DataFrame({**rows, "timestamp": written}).write_parquet(folder / "interactions.parquet")
+    assert read_folder(folder).timestamps.tolist() == times

@@ -177,6 +177,13 @@ def test_id_contrast_leaves_the_same_targets_out():
     torch.testing.assert_close(id_contrast(state, ids, target), expected)
 
 
+def test_id_contrast_leaves_out_rows_that_are_nobody():
+    state, ids = torch.randn(5, 4).double(), torch.randn(9, 4).double()
+    target, valid = torch.tensor([3, 8, 2, 1, 7]), torch.tensor([True, True, False, True, True])
+    expected = naive_contrast(state, ids[target], target, 0.2, [0, 1, 3, 4])
+    torch.testing.assert_close(id_contrast(state, ids, target, valid), expected)
+
+
 def test_placeholders_stand_at_the_chosen_positions_of_what_is_present():
     streams = torch.randn(4, 3, 2, 2).double()
     holders = torch.randn(4, 3, 2, 2).double()

@@ -18,7 +18,7 @@ from cammsr.next_item import chunked_cross_entropy, full_cross_entropy, sampled_
 from cammsr.objective import Objective
 from cammsr.variants import build, configure
 
-MODELS = ["cammsr", "sasrec", "gru4rec", "unisrec", "missrec", "mmmlp", "concat", "frequency"]
+MODELS = ["cammsr", "sasrec", "gru4rec", "unisrec", "missrec", "mmmlp", "concat", "tedrec"]
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_all_rows_are_read_in_order_and_cut_to_their_end():
     assert states[:, 0].tolist() == lengths.clamp(max=3).tolist()
 
 
-@pytest.mark.parametrize("variant", ["cammsr", "gru4rec", "hm4sr", "mmmlp", "unisrec"])
+@pytest.mark.parametrize("variant", ["cammsr", "gru4rec", "hm4sr", "mmmlp", "tedrec", "unisrec"])
 def test_states_and_candidates_make_the_scores_of_a_model(variant, tiny, config):
     split = leave_one_out(replace(tiny, timestamps=3_000_000 * tiny.timestamps))
     model = trained(variant, tiny, config)

@@ -38,7 +38,13 @@ def test_a_run_leaves_everything_in_its_folder(on_folder, capsys):
     result = run(on_folder, ["cammsr", "sasrec"], progress=False)
     metrics = json.loads((result.folder / "metrics.json").read_text())
     assert metrics["models"]["cammsr"]["test"] == result.models[0].test
-    assert set(metrics["floors"]) == {"popularity", "content k-NN", "Markov", "item k-NN"}
+    assert set(metrics["floors"]) == {
+        "popularity",
+        "content k-NN",
+        "Markov",
+        "item k-NN",
+        "memory alone",
+    }
     saved = yaml.safe_load((result.folder / "config.yaml").read_text())
     assert saved["model"]["dim"] == on_folder.model.dim
     assert (result.folder / "report.html").read_text().startswith("<!DOCTYPE html>")

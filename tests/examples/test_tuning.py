@@ -136,7 +136,11 @@ def test_a_search_finds_the_better_of_two_and_never_looks_at_the_test(
         return evaluate(scorer, target, **options)
 
     monkeypatch.setattr("cammsr.training.evaluate", watched)
+    threads: list[int] = []
+    monkeypatch.setattr("cammsr.hardware.torch.set_num_threads", threads.append)
+    config = replace(config, training=replace(config.training, threads=1))
     found = tune(config, ["sasrec"], 6, tmp_path / "space.yaml")["sasrec"]
+    assert threads == [1]
     (file,) = Path(config.output).glob("*/best-sasrec.yaml")
     again, _, _ = parse(["--config", str(file), "--data", config.data, "--output", config.output])
     assert again == found != config  # with what was set before the search

@@ -41,6 +41,8 @@ from mmfuse.gating import UNKNOWN
 
 __all__ = ["UNKNOWN", "Dataset", "DatasetError", "k_core", "read_folder", "write_folder"]
 
+SECONDS_BELOW = (10**11, 10**14, 10**17)  # beyond each of them it is a thousandth more
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -49,7 +51,7 @@ class Dataset:
     name: str
     user_ids: Tensor  # (I,) int64
     item_ids: Tensor  # (I,) int64
-    timestamps: Tensor  # (I,) int64
+    timestamps: Tensor  # (I,) int64, in seconds, or positions
     features: dict[str, Tensor]  # modality -> (V, D_m) float32, an all-zero row is absent
     categories: tuple[str, ...]  # the C names, sorted
     labels: Tensor  # (V, C) bool, an all-False row is unknown
@@ -111,13 +113,20 @@ def read_folder(path: str | Path, modalities: Sequence[str] | None = None) -> Da
         name=folder.resolve().name,
         user_ids=_to_tensor(interactions["user_id"]),
         item_ids=_to_tensor(interactions["item_id"]),
-        timestamps=_to_tensor(interactions["timestamp"]),
+        timestamps=_in_seconds(_to_tensor(interactions["timestamp"])),
         features=features,
         categories=categories,
         labels=labels,
         category=category,
         titles=tuple(items["title"].to_list()),
     )
+
+
+def _in_seconds(times: Tensor) -> Tensor:
+    """Times of the unit that the latest of them tells."""
+    latest = int(times.max()) if len(times) else 0
+    unit = int(1000 ** sum(latest > bound for bound in SECONDS_BELOW))
+    return times // unit
 
 
 def write_folder(dataset: Dataset, path: str | Path) -> None:

@@ -12,12 +12,15 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
 from cammsr.dataset import Dataset
+from cammsr.memory import NEIGHBOURS, Memory, add_to
 from cammsr.metrics import Scorer
-from cammsr.split import Ragged, Split
+from cammsr.split import Ragged, Split, keep_last
 
-__all__ = ["ContentKNN", "ItemKNN", "Markov", "Popularity", "floors"]
+__all__ = ["ContentKNN", "ItemKNN", "Markov", "MemoryAlone", "Popularity", "floors"]
 
 MAX_ITEMS = 20_000
+DECAY = 0.9
+REMEMBERED = 50  # items of a history
 
 
 def floors(dataset: Dataset, split: Split) -> dict[str, Scorer]:
@@ -33,6 +36,7 @@ def floors(dataset: Dataset, split: Split) -> dict[str, Scorer]:
     }
     if dataset.num_items <= MAX_ITEMS:
         found["item k-NN"] = ItemKNN.fit(split.train, dataset.num_items)
+    found["memory alone"] = MemoryAlone.fit(split.train, dataset.num_items)
     return found
 
 
@@ -127,6 +131,30 @@ class ItemKNN:
         """The summed similarity to the history, (B, V)."""
         weights = valid.to(self.similarity.dtype)
         return embedding_bag(items, self.similarity, per_sample_weights=weights, mode="sum")
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryAlone:
+    """What a :class:`~cammsr.memory.Memory` says without a model beside it, of the last 50 items.
+
+    Unlike :class:`ItemKNN` it keeps the nearest 200 of an item only, counts late items more, and
+    says nothing of what the history has already.
+    """
+
+    memory: Memory
+
+    @classmethod
+    def fit(cls, train: Ragged, num_items: int) -> MemoryAlone:
+        """Count what users took together."""
+        memory = Memory(num_items, NEIGHBOURS, DECAY).requires_grad_(False)
+        memory.fit(train)
+        return cls(memory)
+
+    def scores(self, items: Tensor, valid: Tensor) -> Tensor:
+        """The sum over the history, (B, V)."""
+        items, valid = keep_last(items, valid, REMEMBERED)
+        empty = torch.zeros(len(items), len(self.memory.rarity))
+        return add_to(empty, self.memory(items, valid))
 
 
 def last_item(items: Tensor, valid: Tensor) -> Tensor:  # (B,)

@@ -14,7 +14,7 @@ from cammsr.config import TrainingConfig
 from cammsr.encoder import StreamEncoder
 from cammsr.processes import process
 
-__all__ = ["compile_model", "hardware"]
+__all__ = ["compile_model", "hardware", "use_threads"]
 
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
@@ -43,6 +43,12 @@ def hardware(config: TrainingConfig) -> dict[str, Any]:
         "precision": PRECISIONS[config.precision],
         "use_distributed_sampler": False,  # each process takes its rows of every batch
     }
+
+
+def use_threads(config: TrainingConfig) -> None:
+    """As many threads as are asked for, or as torch has them."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
 
 
 def compile_model(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:

@@ -110,7 +110,7 @@ class HM4SR(nn.Module):
         if self.first_other == 0:
             return {}
         state = last_valid(states[..., 0, :], valid)
-        return {"id_contrast": id_contrast(state, catalogue.x[:, 0], target)}
+        return {"id_contrast": id_contrast(state, catalogue.x[:, 0], target, valid.any(1))}
 
     def _placeholder_contrast(
         self, read: Streams, states: Tensor, code: Tensor, valid: Tensor, target: Tensor

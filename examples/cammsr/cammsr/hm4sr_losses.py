@@ -22,12 +22,15 @@ def id_contrast(
     state: Tensor,  # (B, D), the last of the id stream
     ids: Tensor,  # (V, D), the embeddings
     target: Tensor,  # (B,)
+    valid: Tensor | None = None,  # (B,) bool, which rows are users
 ) -> Tensor:
     """InfoNCE between a user's last id state and the embedding of the item that came next.
 
     Users with the same target are not each other's negatives; those of all processes are.
     """
-    loss: Tensor = info_nce(state, ids[target], temperature=ID_TEMPERATURE, ids=target, gather=True)
+    loss: Tensor = info_nce(
+        state, ids[target], temperature=ID_TEMPERATURE, ids=target, valid=valid, gather=True
+    )
     return loss
 
 

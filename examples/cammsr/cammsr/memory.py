@@ -13,10 +13,20 @@ from torch.nn import functional as F
 
 from cammsr.split import Ragged
 
-__all__ = ["Added", "Memory", "add_to", "added_at", "fit_memory", "joined", "memory_of"]
+__all__ = [
+    "NEIGHBOURS",
+    "Added",
+    "Memory",
+    "add_to",
+    "added_at",
+    "fit_memory",
+    "joined",
+    "memory_of",
+]
 
 ROWS = 512  # items whose neighbours are looked for together
 FIRST_WEIGHT = 4.0
+NEIGHBOURS = 200  # of an item, where nothing else is said
 
 
 class Added(NamedTuple):

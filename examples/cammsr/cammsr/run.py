@@ -20,7 +20,7 @@ from cammsr.chosen_split import choose_split
 from cammsr.config import Config
 from cammsr.dataset import Dataset, DatasetError, k_core, read_folder
 from cammsr.floors import floors
-from cammsr.hardware import hardware
+from cammsr.hardware import hardware, use_threads
 from cammsr.metrics import evaluate
 from cammsr.named import differences
 from cammsr.page import write_report
@@ -66,8 +66,7 @@ def run(
     ``resume`` is the folder of a run that was stopped: each model goes on where it was, and what
     comes out is the same. Of several processes the first one prints, writes and evaluates.
     """
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
+    use_threads(config.training)
     with started(config.training):
         hardware(config.training)  # what is wrong with it is said at once
         return _run(config, models, resume, progress)

@@ -14,6 +14,7 @@ import yaml
 
 from cammsr.config import Config
 from cammsr.dataset import DatasetError
+from cammsr.hardware import use_threads
 from cammsr.named import changed, differences, nested
 from cammsr.run import make_folder, open_data
 from cammsr.search_space import Space, combinations, read_space, suggest
@@ -42,6 +43,7 @@ def tune(
     """
     if config.data is None:
         raise DatasetError("The search needs --data: the generated catalogue has its settings.")
+    use_threads(config.training)
     searched = read_space(space)
     studies = {model: _study(searched, trials, config.seed) for model in models}
     dataset, split = open_data(config.data, config)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from cammsr.baselines import fused_recommender, mmmlp, sasrec, unisrec
 from cammsr.config import Config
-from cammsr.dataset import Dataset
+from cammsr.dataset import Dataset, DatasetError
 from cammsr.gru4rec import GRU4Rec
 from cammsr.hm4sr import HM4SR
 from cammsr.items import ID
-from cammsr.memory import Memory
+from cammsr.memory import NEIGHBOURS, Memory
 from cammsr.missrec import MISSRec
 from cammsr.modalities import features_of, names_of, pairs_of
 from cammsr.model import CAMMSR
 from cammsr.objective import Objective
+from cammsr.tedrec import TedRec
 from mmfuse.fusion import available
 
 __all__ = ["VARIANTS", "build", "check", "configure", "file_name"]
@@ -47,20 +48,19 @@ def _without(modality: str) -> Callable[[Config], Config]:
 
 def _remembering(change: Callable[[Config], Config]) -> Callable[[Config], Config]:
     """The same beside a memory, of the size that is set, or 200."""
-    return lambda config: _model(memory_size=config.model.memory_size or MEMORY)(change(config))
+    return lambda config: _model(memory_size=config.model.memory_size or NEIGHBOURS)(change(config))
 
 
 def _as_configured(config: Config) -> Config:
     return config
 
 
-MEMORY = 200  # neighbours
-
 VARIANTS: dict[str, tuple[Callable[..., nn.Module], Callable[[Config], Config]]] = {
     "sasrec": (sasrec, _model(norm="layernorm")),  # as its authors have it
     "gru4rec": (GRU4Rec, _as_configured),
     "unisrec": (unisrec, _model(norm="layernorm")),  # likewise
     "missrec": (MISSRec, _as_configured),
+    "tedrec": (TedRec, _as_configured),
     "mmmlp": (mmmlp, _as_configured),
     "hm4sr": (HM4SR, _objective(category_weight=1.0)),  # likewise
     **{name: (partial(fused_recommender, fusion=name), _as_configured) for name in available()},
@@ -96,12 +96,21 @@ def configure(variant: str, config: Config) -> Config:
 
 
 def check(variant: str, dataset: Dataset, config: Config) -> None:
-    """Refuse a variant that needs modalities which the dataset lacks.
+    """Refuse a variant that the dataset is not for.
 
     Raises:
-        DatasetError: the message names what it lacks.
+        DatasetError: it lacks modalities, which the message names, or its categories are clusters
+            of what the model is not to see.
     """
-    _pairs(variant, dataset, configure(variant, config))
+    own = configure(variant, config)
+    names = names_of(dataset, own.model)
+    _pairs(variant, dataset, own)
+    hidden = sorted(set(dataset.features) - set(names))
+    if config.categories.source == "virtual" and hidden and own.model.category_guidance:
+        raise DatasetError(
+            f"Expected categories of the data for {variant}, which does not see {hidden}: virtual "
+            "ones are clusters of all features."
+        )
 
 
 def build(
