@@ -272,7 +272,7 @@ def test_a_dataset_that_has_moved_is_asked_for(copied, tmp_path):
     check_form(page)
     assert page.words.count("report.py RUN --data FOLDER") == 2
     table = page.tables["Ranking of all items. The best of each column is bold and underlined."]
-    assert len(table) == 8
+    assert len(table) == 9
     write_folder(hostile(), tmp_path / "R&D <odd>")
     again = Page(write_report(copied, tmp_path / "R&D <odd>").read_text())
     assert "--data FOLDER" not in again.words
