@@ -56,20 +56,25 @@ def test_markov_counts_followers(train: list[list[int]], histories: list[list[in
     ]
 
 
+def cosines_of_user_sets(train: list[list[int]]) -> dict[tuple[int, int], float]:
+    users = [{u for u, row in enumerate(train) if i in row} for i in range(SIZE)]
+    return {
+        (i, j): len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j]))
+        if i != j and users[i] and users[j]
+        else 0.0
+        for i in range(SIZE)
+        for j in range(SIZE)
+    }
+
+
 @given(train=Sequences, histories=Sequences)
 def test_item_knn_sums_cosines_of_user_sets(
     train: list[list[int]], histories: list[list[int]]
 ) -> None:
-    users = [{u for u, row in enumerate(train) if i in row} for i in range(SIZE)]
-
-    def cosine(i: int, j: int) -> float:
-        if i == j or not users[i] or not users[j]:
-            return 0.0
-        return len(users[i] & users[j]) / math.sqrt(len(users[i]) * len(users[j]))
-
+    cosine = cosines_of_user_sets(train)
     made = score(ItemKNN.fit(ragged(train), SIZE), histories)
     assert made == close(
-        [[sum(cosine(i, j) for i in row) for j in range(SIZE)] for row in histories]
+        [[sum(cosine[i, j] for i in row) for j in range(SIZE)] for row in histories]
     )
 
 
@@ -133,18 +138,13 @@ def test_no_floor_knows_the_held_out_items() -> None:
 def test_memory_alone_counts_late_items_more_and_seen_ones_not(
     train: list[list[int]], histories: list[list[int]]
 ) -> None:
-    users = [{u for u, row in enumerate(train) if i in row} for i in range(SIZE)]
-
-    def cosine(i: int, j: int) -> float:
-        scale = math.sqrt(len(users[i]) * len(users[j]))
-        return 0.0 if i == j else len(users[i] & users[j]) / max(scale, 1e-9)
-
+    cosine = cosines_of_user_sets(train)
     made = score(MemoryAlone.fit(ragged(train), SIZE), histories)
     expected = [
         [
             0.0
             if j in row
-            else 4 * sum(DECAY**age * cosine(i, j) for age, i in enumerate(reversed(row)))
+            else 4 * sum(DECAY**age * cosine[i, j] for age, i in enumerate(reversed(row)))
             for j in range(SIZE)
         ]
         for row in histories

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, normalize
 
+from cammsr.config import ModelConfig
 from cammsr.dataset import Dataset
 from cammsr.memory import NEIGHBOURS, Memory, add_to
 from cammsr.metrics import Scorer
@@ -19,7 +20,7 @@ from cammsr.split import Ragged, Split, keep_last
 __all__ = ["ContentKNN", "ItemKNN", "Markov", "MemoryAlone", "Popularity", "floors"]
 
 MAX_ITEMS = 20_000
-DECAY = 0.9
+DECAY = ModelConfig.memory_decay
 REMEMBERED = 50  # items of a history
 
 
@@ -135,7 +136,9 @@ class ItemKNN:
 
 @dataclass(frozen=True, eq=False)
 class MemoryAlone:
-    """What a :class:`~cammsr.memory.Memory` says without a model beside it, of the last 50 items.
+    r"""What a :class:`~cammsr.memory.Memory` says without a model beside it, of the last 50 items.
+
+    .. math:: s_j = 4 \sum_{l=1}^{L} d^{L - l} n_{i_l j} / \sqrt{n_{i_l} n_j}
 
     Unlike :class:`ItemKNN` it keeps the nearest 200 of an item only, counts late items more, and
     says nothing of what the history has already.
