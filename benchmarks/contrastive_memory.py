@@ -17,12 +17,11 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from contrast_peers import LOSSES, Contrast, installed
-from measuring import write_result
+from measuring import peak, start_peak, write_result
 from torch import Tensor
 
 TEMPERATURE = 0.1
@@ -60,26 +59,6 @@ def timed(contrast: Contrast, *operands: Tensor) -> tuple[float, float, float]:
     if operands[0].is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - start, time.process_time() - busy, loss
-
-
-def of_process(field: str) -> int:
-    """Bytes, from what Linux says of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
-def start_peak(device: str) -> int:
-    """Forget the largest memory so far; what is held now."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")
-    return of_process("VmRSS")
-
-
-def peak(device: str) -> int:
-    return of_process("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated()
 
 
 def measure(name: str, rows: int, dim: int, device: str) -> Measured:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import write_result
+from measuring import of_process, peak, start_peak, write_result
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "cammsr"))
 
@@ -31,12 +31,6 @@ from cammsr.split import Ragged, Target
 
 WIDTHS = {"text": 64, "image": 64}
 CATEGORIES = 20
-
-
-def of_process(field: str) -> float:
-    """MiB, from what Linux says of this process."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def make_reader(items: int, dim: int) -> Reader:
@@ -56,22 +50,22 @@ def make_target(users: int, items: int) -> Target:
 
 
 def measure(options: argparse.Namespace, batch_size: int) -> dict[str, Any]:
-    start = of_process("VmHWM")
+    start = peak("cpu")
     reader = make_reader(options.items, options.dim)
-    made, held = of_process("VmHWM"), of_process("VmRSS")
+    made, held = peak("cpu"), of_process("VmRSS")
     target = make_target(options.users, options.items)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the largest memory so far
+    start_peak("cpu")
     wall, busy = time.perf_counter(), time.process_time()
     ranks = model_ranks(reader, target, batch_size=batch_size, block=options.block)
     wall, busy = time.perf_counter() - wall, time.process_time() - busy
-    ranking = of_process("VmHWM")
+    ranking = peak("cpu")
     return {
         "batch_size": batch_size,
-        "peak_mib": max(made, ranking),
-        "peak_making_mib": made,
-        "peak_ranking_mib": ranking,
-        "held_before_ranking_mib": held,
-        "torch_alone_mib": start,
+        "peak_mib": max(made, ranking) / 2**20,
+        "peak_making_mib": made / 2**20,
+        "peak_ranking_mib": ranking / 2**20,
+        "held_before_ranking_mib": held / 2**20,
+        "torch_alone_mib": start / 2**20,
         "seconds": wall,
         "processor_seconds": busy,
         "users_a_second": options.users / wall,
