@@ -82,7 +82,8 @@ def trainings(models: list[str], options: argparse.Namespace, seed: int) -> list
 
 def tuned(model: str, options: argparse.Namespace, seed: int) -> Config:
     file = str(best_file(options.tuned, model))
-    return parse(["--data", options.data, "--config", file, "--seed", str(seed)])[0]
+    config = parse(["--data", options.data, "--config", file, "--seed", str(seed)])[0]
+    return replace(config, data=Path(options.data).name)  # not where it lies here
 
 
 def start(
