@@ -149,7 +149,8 @@ def write_comparison(
     reference = next(iter(models))
     found = rows(scores[metric], reference)
     seeds = len(scores[metric][reference])
-    title = f"test {metric} over {seeds} seeds; difference: {reference} minus the row"
+    over = f"{seeds} seeds" if seeds > 1 else "one seed"
+    title = f"test {metric} over {over}; difference: {reference} minus the row"
     own = unlike(models, but=IDLE)
     for ending, table in TABLES.items():
         path.with_suffix(f".{ending}").write_text(table(title, found) + "\n")
