@@ -75,6 +75,14 @@ def test_a_typed_history(saved, capsys):
     assert [line.split()[1] for line in out.splitlines()[2:17]] == [str(c.item) for c in expected]
 
 
+def test_an_item_without_a_title_is_called_by_its_id(tiny, config, tmp_path, capsys):
+    write_folder(replace(tiny, titles=("", *tiny.titles[1:])), tmp_path / "tiny")
+    run = save_run(replace(config, data=str(tmp_path / "tiny")), tmp_path / "run", ["sasrec"])
+    ask(str(run), "--history", "0; 1", "-k", "2")
+    out = capsys.readouterr().out
+    assert out.startswith("sasrec for a typed history: 2 items, at the end item 0; item 1\n")
+
+
 @pytest.mark.parametrize(
     ("model", "note"),
     [
@@ -230,5 +238,9 @@ def test_unknown_titles_name_the_nearest():
     assert "1: Red Guitar" in str(said.value)
     with pytest.raises(ServingError, match=r"No title contains 'zzz'\.$"):
         find_title("zzz", TITLES, range(6))
+    with pytest.raises(
+        ServingError, match=r"'zzz, y'\. Items of a history are separated by ';'\.$"
+    ):
+        find_title("zzz, y", TITLES, range(6))
     with pytest.raises(ServingError, match="No title contains ''"):
         find_title("", TITLES, range(6))

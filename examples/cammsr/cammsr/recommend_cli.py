@@ -166,11 +166,17 @@ def describe_parts(choice: Recommendation) -> str:
 
 
 def _heading(recommender: Recommender, question: Question, items: Tensor) -> str:
-    titles = [recommender.catalogue.dataset.titles[row] for row in items[0].tolist()]
+    titles = [_called(recommender, row) for row in items[0].tolist()]
     who = "a typed history" if question.user is None else f"user {question.user}"
     shown = "; ".join(titles[-LAST:])
     count = f"{len(titles)} item{'s' * (len(titles) != 1)}"
     return f"{recommender.name} for {who}: {count}, at the end {shown}"
+
+
+def _called(recommender: Recommender, row: int) -> str:
+    """An item's title, or its id if it has none."""
+    catalogue = recommender.catalogue
+    return catalogue.dataset.titles[row] or f"item {int(catalogue.item_ids[row])}"
 
 
 def _recall(recommender: Recommender, index: Index, question: Question) -> str:

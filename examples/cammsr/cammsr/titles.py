@@ -69,6 +69,7 @@ def find_title(text: str, titles: Sequence[str], ids: Sequence[int]) -> int:
     near = get_close_matches(wanted, lowered, n=SHOWN // 2, cutoff=0.4)
     places = [lowered.index(title) for title in near]
     listed = "".join(f"\n  {ids[place]}: {titles[place]}" for place in places)
+    cut_by = " Items of a history are separated by ';'." if "," in text else ""
     raise ServingError(
-        f"No title contains {text!r}." + (f" The nearest are:{listed}" if listed else "")
+        f"No title contains {text!r}.{cut_by}" + (f" The nearest are:{listed}" if listed else "")
     )

@@ -39,6 +39,20 @@ def test_a_column_that_is_not_there_is_named(write: Callable[..., str], work: Wo
         )
 
 
+def test_what_is_wrong_with_the_items_is_said_before_the_rows_are_read(
+    write: Callable[..., str], work: Work
+) -> None:
+    log = write("log.csv", "user,item,timestamp\na,b,much\n")
+    items = write("items.csv", "item,kind\nb,light\n")
+    with pytest.raises(DatasetError, match=r"items.csv has no column 'name'"):
+        Table(log, items_file=items, item_columns=ItemColumns(title="name")).interactions(work)
+    with pytest.raises(DatasetError, match=r"Expected item_columns.title.* are: item, kind\."):
+        Table(log, items_file=items).interactions(work)
+    lines = write("items.jsonl", '{"item": "b", "kind": "light"}\n')
+    with pytest.raises(DatasetError, match=r"Expected a CSV or parquet file, got .*items.jsonl"):
+        Table(log, items_file=lines).interactions(work)
+
+
 def test_items_are_described(write: Callable[..., str], work: Work, tmp_path: Path) -> None:
     path = write(
         "items.csv",

@@ -46,7 +46,9 @@ def fetch(
     if "://" not in source:
         path = Path(source).expanduser()
         if not path.is_file():
-            raise DatasetError(f"{source} is not a file. Give a file, or a URL to download.")
+            raise DatasetError(
+                f"{Path(source).absolute()} is not a file. Give a file, or a URL to download."
+            )
         return path
     address = hashlib.sha256(source.encode()).hexdigest()[:12]
     name = f"{address}-{Path(source.partition('?')[0]).name or 'file'}"

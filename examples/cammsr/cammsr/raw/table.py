@@ -16,6 +16,8 @@ from cammsr.validate import DatasetError
 
 __all__ = ["InteractionColumns", "ItemColumns", "Table"]
 
+JSON = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz")
+
 
 @dataclass(frozen=True)
 class InteractionColumns:
@@ -52,6 +54,11 @@ class ItemColumns:
     text: list[str] | None = None
     image: str | None = None
 
+    def known(self) -> list[str]:
+        """The columns that say something of an item."""
+        single = (self.title, self.category, self.categories, self.image)
+        return [name for name in (*single, *(self.text or [])) if name is not None]
+
 
 @dataclass(frozen=True)
 class Table:
@@ -81,8 +88,8 @@ class Table:
 
     def interactions(self, work: Work) -> pl.LazyFrame:
         """The rows of the interactions' file."""
-        if self.items_file is not None:
-            work.fetch(self.items_file)  # before hours of reading
+        if self.items_file is not None:  # before hours of reading
+            self._check_items(str(work.fetch(self.items_file)))
         path = str(work.fetch(self.interactions_file))
         columns = {name: getattr(self.columns, name) for name in ("user", "item", "timestamp")}
         table = self._scan(path)
@@ -105,11 +112,9 @@ class Table:
             work.say("no --items_file: titles and categories are unknown")
             return align([], items)[0]
         path = work.fetch(self.items_file)
+        self._check_items(str(path))
         table, named = self._scan(str(path)), self.item_columns
-        text = named.text or []
-        single = (named.item, named.title, named.category, named.categories, named.image)
-        check_names(str(path), table, [*single, *text])
-        columns = list(dict.fromkeys(name for name in (*single, *text) if name is not None))
+        columns = list(dict.fromkeys([named.item, *named.known()]))
         known = pl.DataFrame({"wanted": items}).lazy()
         try:
             wanted = pl.col(named.item).cast(pl.String).str.strip_chars().alias("wanted")
@@ -130,7 +135,19 @@ class Table:
         """The settings above."""
         return asdict(self)
 
+    def _check_items(self, path: str) -> None:
+        table, named = self._scan(path), self.item_columns
+        check_names(path, table, [named.item, *named.known()])
+        if not named.known():
+            raise DatasetError(
+                "Expected item_columns.title, category, categories, text or image: which column "
+                f"says what of an item. Those of {path} are: "
+                f"{', '.join(table.collect_schema().names())}."
+            )
+
     def _scan(self, path: str) -> pl.LazyFrame:
+        if path.endswith(JSON):
+            raise DatasetError(f"Expected a CSV or parquet file, got {path}.")
         separator = "\t" if self.separator in ("tab", "\\t") else self.separator
         return scan(path, separator=separator, header=self.header)
 
