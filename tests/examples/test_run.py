@@ -137,9 +137,12 @@ def test_the_planted_settings_lie_below_a_file_of_settings(tmp_path):
     assert config == replace(planted, training=replace(planted.training, max_epochs=1))
 
 
-def test_a_wrong_folder_leaves_no_run_behind(on_folder, tmp_path):
+def test_wrong_data_or_models_leave_no_run_behind(on_folder, tmp_path):
     with pytest.raises(DatasetError, match="is not a folder"):
         run(replace(on_folder, data=str(tmp_path / "nowhere")), ["sasrec"], progress=False)
+    without = replace(on_folder, model=replace(on_folder.model, leave_out=["sound"]))
+    with pytest.raises(DatasetError, match="Expected leave_out among"):
+        run(without, ["sasrec"], progress=False)
     assert not Path(on_folder.output).exists()
 
 

@@ -75,7 +75,8 @@ def run(
 def _run(config: Config, models: list[str], resume: Path | None, progress: bool) -> Result:
     is_first = process()[0] == 0
     if config.data is not None:
-        dataset, split = open_data(config.data, config)  # a wrong folder leaves no run behind
+        dataset, split = open_data(config.data, config)  # what is wrong leaves no run behind
+        _check_models(models, dataset, config)
     made = make_folder(config, models) if resume is None and is_first else resume
     folder = agreed_path(made)
     _check_settings(folder, config, models)
@@ -85,10 +86,9 @@ def _run(config: Config, models: list[str], resume: Path | None, progress: bool)
             write_catalogue(folder / "planted", seed=config.seed)
         wait_for_all()
         dataset, split = open_data(folder / "planted", config)
+        _check_models(models, dataset, config)
     if is_first:
         _check_same(folder, dataset)
-    for name in models:  # before the first of them is trained
-        check(name, dataset, config)
     print(_describe(dataset, split))
     result = Result(folder, measure_floors(dataset, split) if is_first else {}, [])
     if is_first:
@@ -108,6 +108,12 @@ def _run(config: Config, models: list[str], resume: Path | None, progress: bool)
     page = write_report(folder, config.data)
     print(f"Everything is in {folder}; {page.name} shows it")
     return result
+
+
+def _check_models(models: list[str], dataset: Dataset, config: Config) -> None:
+    """Before the first of them is trained."""
+    for name in models:
+        check(name, dataset, config)
 
 
 @contextmanager
