@@ -29,6 +29,15 @@ def test_training_keeps_the_weights_of_the_best_epoch(trained, split):
     assert evaluate(ModelScorer(trained.model), split.test) == trained.test
 
 
+def test_a_pipe_gets_a_line_an_epoch(tiny, split, config, tmp_path, capsys):
+    trained = train("sasrec", tiny, split, config, tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"  epoch {number}: validation/ndcg@10 {value:.4f}"
+        for number, value in enumerate(trained.curve, start=1)
+    ]
+
+
 def test_training_learns(trained, tmp_path):
     table = tmp_path / "run" / "logs" / "csv" / "run-0" / "metrics.csv"
     losses = pl.read_csv(table)["train/loss"].drop_nulls()

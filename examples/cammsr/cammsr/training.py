@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
@@ -134,6 +135,16 @@ class _ProgressBar(TQDMProgressBar):
         return metrics
 
 
+class _EpochLines(Callback):
+    """A line an epoch, for files and pipes."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counted from one, as the table counts them."""
+        if trainer.is_global_zero:
+            value = float(trainer.callback_metrics[MONITOR])
+            print(f"  epoch {trainer.current_epoch + 1}: {MONITOR} {value:.4f}", flush=True)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Leave out what the trainer says that nobody here can act on."""
@@ -150,18 +161,20 @@ def _quiet() -> Iterator[None]:
 
 def _trainer(config: Config, keeper: Keeper, progress: bool) -> Trainer:
     folder, name = keeper.folder, f"run-{_count(keeper.folder)}"
+    bar = progress and sys.stdout.isatty()
+    shown = [_ProgressBar(refresh_rate=5)] if bar else [_EpochLines()] if progress else []
     return Trainer(
         **hardware(config.training),
         default_root_dir=folder,
         max_epochs=config.training.max_epochs,
-        callbacks=[keeper, *([_ProgressBar(refresh_rate=5)] if progress else [])],
+        callbacks=[keeper, *shown],
         logger=[
             CSVLogger(folder, name="logs", version=f"csv/{name}"),
             TensorBoardLogger(folder, name="logs", version="tensorboard"),
         ],
         enable_checkpointing=False,  # the keeper's
         enable_model_summary=False,
-        enable_progress_bar=progress,
+        enable_progress_bar=bar,
         num_sanity_val_steps=0,
         log_every_n_steps=1,
     )
