@@ -64,6 +64,16 @@ def test_a_group_is_the_mean_over_its_users():
         assert found["b"][f"masked/{name}"] == (masked[name][1] + masked[name][3]) / 2
 
 
+def test_a_category_called_unknown_is_not_the_group_without_one():
+    ranks = Ranks(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0]))
+    category = torch.tensor([0, UNKNOWN])
+    found = breakdown(ranks, by_category(category, ("(unknown)",), target_of(0, 1, 1)))
+    assert {name: values["users"] for name, values in found.items()} == {
+        "(unknown)": 1,
+        "((unknown))": 2,
+    }
+
+
 def test_ranks_and_users_must_agree():
     ranks = Ranks(torch.ones(3), torch.ones(3))
     with pytest.raises(ValueError, match="got 3 ranks and 2 users"):

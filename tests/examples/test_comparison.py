@@ -104,7 +104,7 @@ def test_a_comparison_runs_the_seeds_and_writes_its_tables(tiny, config, tmp_pat
     pair = paired(scores["hr@5"]["cammsr"], scores["hr@5"]["sasrec"])
     assert f"{pair.mean:+.4f}" in printed
     assert file.with_suffix(".txt").read_text().strip() in printed
-    assert "settings in which the models differ" not in printed
+    assert "  cammsr: model.norm affine_dyt\n  sasrec: model.norm layernorm\n" in printed
     assert f"{pair.wins} of 2" in file.with_suffix(".md").read_text()
     assert r"\toprule" in file.with_suffix(".tex").read_text()
 
@@ -209,6 +209,33 @@ def finished(tmp_path):
         return folder
 
     return make
+
+
+def test_data_whose_categories_a_seed_draws_are_known_by_their_floors(finished):
+    drawn = {"categories": {"source": "virtual", "removed": 0, "noise": 0}}
+    runs = [finished("one", 0, **drawn), finished("two", 1, sha="b", **drawn)]
+    read_runs(runs)
+    for folder, value in zip(runs, (0.1, 0.2), strict=True):
+        metrics = json.loads((folder / "metrics.json").read_text())
+        metrics["floors"]["popularity"] = {"test": dict.fromkeys(METRIC_NAMES, value)}
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    message = r"same data, got \['popularity 0.1\d*'\].*\['popularity 0.2\d*'\]"
+    with pytest.raises(ValueError, match=message):
+        read_runs(runs)
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "own"),
+    [
+        ("sasrec + memory", "model.memory_size=0", "model.memory_size 200"),
+        ("hm4sr", "objective.category_weight=0.5", "objective.category_weight 1.0"),
+        ("cammsr w/o MSCL", "objective.contrast_weight=0.1", "objective.contrast_weight 0.0"),
+    ],
+)
+def test_what_a_model_fixes_cannot_be_varied(model, setting, own, capsys):
+    with pytest.raises(SystemExit):
+        parse_comparison(["--data", "x", "--models", f"[{model}]", "--vary", setting])
+    assert f"Expected a setting that {model} leaves open, it has {own}" in capsys.readouterr().err
 
 
 def test_runs_are_joined_in_the_order_of_their_seeds(finished):

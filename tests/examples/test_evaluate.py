@@ -142,6 +142,12 @@ def test_what_cannot_be_measured_is_a_dash(tiny, config, tmp_path, capsys):
     assert "wrong category" not in capsys.readouterr().out
 
 
+def test_where_no_category_can_be_wrong_there_is_no_curve_of_it(tiny, config, tmp_path):
+    run = save(replace(tiny, labels=torch.ones_like(tiny.labels)), config, tmp_path)
+    found = examine(parse_request([run, "--curves", "--by", "cold"]))
+    assert list(found["curves"]) == ["items that lose image", "items that lose text"]
+
+
 # -- errors ---------------------------------------------------------------------------------------
 
 

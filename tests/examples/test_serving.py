@@ -170,6 +170,18 @@ def test_parts_are_the_products_of_each_modality(model, recommender, tiny):
     assert without_image.parts["image"] == 0
 
 
+@pytest.mark.parametrize(
+    ("history", "message"),
+    [
+        ("12", "Expected a list of items, got the text '12'"),
+        ([3.9], r"Expected items by id or by text, got 3\.9"),
+    ],
+)
+def test_a_history_is_a_list_of_ids_or_text(history, message, recommender):
+    with pytest.raises(ServingError, match=message):
+        recommender.recommend(history)
+
+
 @torch.no_grad()
 def test_weights_are_the_gate_at_the_last_item(model, recommender):
     history = [3, 1, 4, 2, 7, 8, 6, 9]  # longer than the model reads

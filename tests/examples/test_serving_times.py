@@ -68,6 +68,14 @@ def test_a_run_is_served_by_the_scores_of_the_model_with_times(variant, saved):
     torch.testing.assert_close(blind, scorer.scores(items, valid).sort(descending=True).values)
 
 
+def test_the_size_of_typed_times_tells_their_unit(dated, config):
+    recommender = Recommender(fresh("hm4sr", dated, config), dated)
+    seconds = [1_600_000_000, 1_600_086_400]
+    for unit in (1, 1000, 1_000_000):
+        _, _, times = recommender.encode([1, 2], times=[unit * time for time in seconds])
+        assert times.tolist() == [seconds]
+
+
 def test_the_times_of_a_user_are_known(dated, config):
     recommender = Recommender(fresh("hm4sr", dated, config), dated)
     own = dated.timestamps[dated.user_ids == 5].tolist()

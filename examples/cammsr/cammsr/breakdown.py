@@ -56,8 +56,10 @@ def breakdown(ranks: Ranks, grouping: Grouping) -> dict[str, dict[str, float]]:
 
 def by_category(category: Tensor, categories: tuple[str, ...], target: Target) -> Grouping:
     """By the single category (V,) of the target; targets without one are a group of their own."""
-    own = category[target.item]
-    return Grouping((*categories, "(unknown)"), torch.where(own == UNKNOWN, len(categories), own))
+    own, unknown = category[target.item], "(unknown)"
+    while unknown in categories:
+        unknown = f"({unknown})"
+    return Grouping((*categories, unknown), torch.where(own == UNKNOWN, len(categories), own))
 
 
 def by_popularity(train: Ragged, target: Target, num_items: int, parts: int = PARTS) -> Grouping:

@@ -21,7 +21,7 @@ def with_categories(dataset: Dataset, config: CategoryConfig, seed: int) -> Data
         return replace(
             dataset,
             categories=(),
-            labels=dataset.labels[:, :0],
+            labels=dataset.labels[:, :0].clone(),  # a view of nothing cannot be exported
             category=torch.full_like(dataset.category, UNKNOWN),
         )
     if config.source == "virtual":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import yaml
@@ -14,7 +14,9 @@ from jsonargparse import ArgumentParser
 from cammsr.cli import make_parser, parse_given, read
 from cammsr.config import Config
 from cammsr.metrics import METRIC_NAMES
+from cammsr.named import flat
 from cammsr.tuning import best_file
+from cammsr.variants import configure
 
 __all__ = ["Request", "parse_comparison"]
 
@@ -124,6 +126,9 @@ def _vary(
             parser.error(f"Expected --vary such as model.num_experts=1,2,4, got {setting!r}.")
         for value in values:
             text = value if isinstance(value, str) else json.dumps(value)
-            other = parse_given(parser, [*given, f"--{name}={text}"])
-            found[f"{model} {name}={text}"] = (model, read(parser, other)[0])
+            other = read(parser, parse_given(parser, [*given, f"--{name}={text}"]))[0]
+            own, asked = (flat(asdict(c)).get(name) for c in (configure(model, other), other))
+            if own != asked:
+                parser.error(f"Expected a setting that {model} leaves open, it has {name} {own}.")
+            found[f"{model} {name}={text}"] = (model, other)
     return found

@@ -20,6 +20,7 @@ from cammsr.named import unlike
 from cammsr.page import comparison_page
 from cammsr.run import Result, run
 from cammsr.tables import TABLES, Row
+from cammsr.variants import configure
 
 __all__ = ["Paired", "adjusted", "compare", "join", "paired", "rows"]
 
@@ -113,7 +114,7 @@ def compare(
         if seed == first.seed:
             path = folder.with_name(f"comparison-{folder.name}.json")
         write_scores(path, scores)
-    of_rows = {row: asdict(config) for row, (_, config) in settings.items()}
+    of_rows = {row: asdict(configure(*of_row)) for row, of_row in settings.items()}
     write_comparison(path, scores, of_rows, metric)
     return scores
 

@@ -60,7 +60,9 @@ class Dataset:
 
     def fingerprint(self) -> str:
         """A SHA-256 of all values, the same for the same dataset on any machine."""
-        digest = hashlib.sha256(json.dumps([self.categories, self.titles]).encode())
+        digest = hashlib.sha256(
+            json.dumps([self.categories, self.titles, sorted(self.features)]).encode()
+        )
         for values in (
             self.user_ids,
             self.item_ids,
@@ -113,7 +115,7 @@ def read_folder(path: str | Path, modalities: Sequence[str] | None = None) -> Da
         name=folder.resolve().name,
         user_ids=_to_tensor(interactions["user_id"]),
         item_ids=_to_tensor(interactions["item_id"]),
-        timestamps=_in_seconds(_to_tensor(interactions["timestamp"])),
+        timestamps=in_seconds(_to_tensor(interactions["timestamp"])),
         features=features,
         categories=categories,
         labels=labels,
@@ -122,7 +124,7 @@ def read_folder(path: str | Path, modalities: Sequence[str] | None = None) -> Da
     )
 
 
-def _in_seconds(times: Tensor) -> Tensor:
+def in_seconds(times: Tensor) -> Tensor:
     """Times of the unit that the latest of them tells."""
     latest = int(times.max()) if len(times) else 0
     unit = int(1000 ** sum(latest > bound for bound in SECONDS_BELOW))

@@ -19,9 +19,10 @@ from cammsr.coverage import describe_lists, recommended
 from cammsr.dataset import Dataset
 from cammsr.metrics import summarise
 from cammsr.ranking import BLOCK, Reader
-from cammsr.robustness import curve, with_wrong_categories, without
+from cammsr.robustness import can_be_wrong, curve, with_wrong_categories, without
 from cammsr.saved import read_catalogue, read_run, restore
 from cammsr.split import Target
+from cammsr.titles import WIDEST, cut
 
 __all__ = [
     "FILE",
@@ -161,7 +162,7 @@ def _curves(
             SHARES,
             block=request.block,
         )
-    if len(dataset.categories) > 1:
+    if len(dataset.categories) > 1 and can_be_wrong(dataset).any():
         for noise, title in (("wrong", "a wrong category"), ("lost", "no category")):
             found[f"items with {title}"] = curve(
                 model,
@@ -176,6 +177,7 @@ def _curves(
 
 
 def _table(title: str, groups: Mapping[str, Mapping[str, float]]) -> str:
+    groups = {cut(name, WIDEST): values for name, values in groups.items()}
     wide = max(32, *(len(name) + 2 for name in groups))
     head = f"{title:{wide}}{'users':>8}{'NDCG@10':>10}{'HR@10':>10}{'MRR@10':>10}{'unseen':>10}"
     rows = [

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cammsr.dataset import Dataset
+from cammsr.dataset import Dataset, in_seconds
 from cammsr.saved import Catalogue, ServingError
 from cammsr.split import Ragged
 from cammsr.titles import resolve
@@ -38,6 +38,8 @@ def typed_history(
     Raises:
         ServingError: it is empty, an item is unknown, or there are more or fewer times than items.
     """
+    if isinstance(history, str):
+        raise ServingError(f"Expected a list of items, got the text {history!r}.")
     ids = resolve(history, catalogue)
     if not ids:
         raise ServingError(
@@ -46,7 +48,7 @@ def typed_history(
     if times is not None and len(times) != len(ids):
         raise ServingError(f"Expected a time for each of {len(ids)} items, got {len(times)} times.")
     items = catalogue.item_rows(torch.tensor(ids)).unsqueeze(0)
-    known = None if times is None else torch.tensor([list(times)], dtype=torch.int64)
+    known = None if times is None else in_seconds(torch.tensor([list(times)], dtype=torch.int64))
     return History(items, torch.ones_like(items, dtype=torch.bool), known)
 
 

@@ -18,6 +18,7 @@ __all__ = ["IDLE", "Joined", "Scores", "read_runs"]
 
 Scores = dict[str, list[float]]  # of each model, one value a seed
 Tests = dict[str, dict[str, float]]
+PLAIN = ("popularity", "item k-NN")  # floors that see no category
 IDLE = frozenset(  # what may differ between the seeds of a model
     {"data", "output", "seed", "models", "split", "time_share"}  # the split is asked for apart
     | {
@@ -64,6 +65,7 @@ def read_runs(folders: Sequence[Path], models: list[str] | None = None) -> Joine
     runs = [_read(folder) for folder in folders]
     for run in runs:
         _check_same(run, runs[0].folder, runs[0].dataset, run.dataset)
+        _check_same(run, runs[0].folder, _told(runs[0]), _told(run))
         alike = next(other for other in runs if other.drawn == run.drawn)
         _check_same(run, alike.folder, [alike.values], [run.values])
         for model in run.models:
@@ -109,6 +111,13 @@ def _read(folder: Path) -> _Run:
     if missing:
         raise ValueError(f"Expected finished runs, {folder} lacks {missing}; train.py --resume.")
     return found
+
+
+def _told(run: _Run) -> list[str]:
+    """What these have on data of a folder: the same for every seed."""
+    if run.settings["data"] is None:
+        return []
+    return [f"{name} {run.floors[name]['ndcg@10']:.6f}" for name in PLAIN if name in run.floors]
 
 
 def _tests(found: dict[str, Any]) -> Tests:

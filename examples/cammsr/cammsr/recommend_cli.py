@@ -117,14 +117,15 @@ def format_choices(choices: Sequence[Recommendation]) -> str:
     if not choices:
         return "nothing is left to recommend: the history has every item (--seen shows them)"
     found = [shares(choice) for choice in choices]
-    wide = max(len("category"), *(len(choice.category or "-") for choice in choices))
+    kinds = [cut(choice.category or "-", TITLE) for choice in choices]
+    wide = max(len("category"), *map(len, kinds))
     long = min(TITLE, max(len("title"), *(len(choice.title) for choice in choices)))
     raw_head, *raw = _raw_names(choices)
     head = f"{'rank':>4}{'id':>8}{raw_head}  {'title':{long}}  {'category':{wide}}{'score':>10}"
     lines = [head + "".join(f"{name:>{_width(name)}}" for name in found[0] or ())]
     for rank, (choice, share) in enumerate(zip(choices, found, strict=True), start=1):
         row = f"{rank:>4}{choice.item:>8}{raw[rank - 1]}  {cut(choice.title, long):{long}}  "
-        row += f"{choice.category or '-':{wide}}{choice.score:>10.3f}"
+        row += f"{kinds[rank - 1]:{wide}}{choice.score:>10.3f}"
         for name, value in (share or {}).items():
             row += f"{value:>{_width(name) - 2}.0f} %"
         lines.append(row)

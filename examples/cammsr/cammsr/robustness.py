@@ -17,7 +17,7 @@ from cammsr.ranking import BLOCK, Reader
 from cammsr.split import Target
 from mmfuse import FeatureTable
 
-__all__ = ["Noise", "adapt", "curve", "with_wrong_categories", "without"]
+__all__ = ["Noise", "adapt", "can_be_wrong", "curve", "with_wrong_categories", "without"]
 
 Noise = Literal["wrong", "lost"]
 
@@ -36,6 +36,12 @@ def without(dataset: Dataset, modality: str, share: float, seed: int = 0) -> Dat
     return replace(dataset, features=features)
 
 
+def can_be_wrong(dataset: Dataset) -> Tensor:  # (V,)
+    """Items with a category that lack another one, which would be wrong."""
+    others = _others(dataset)
+    return ~others.all(1) & others.any(1)
+
+
 def with_wrong_categories(
     dataset: Dataset, share: float, seed: int = 0, *, noise: Noise = "wrong"
 ) -> Dataset:
@@ -48,11 +54,10 @@ def with_wrong_categories(
     if noise not in get_args(Noise):
         raise ValueError(f"Expected noise among {list(get_args(Noise))}, got {noise!r}.")
     generator = torch.Generator().manual_seed(seed)
-    others = ~dataset.labels
-    others[dataset.category != UNKNOWN, dataset.category[dataset.category != UNKNOWN]] = False
+    others = _others(dataset)
     has = ~others.all(1)
     if noise == "wrong":
-        has = has & others.any(1)
+        has = can_be_wrong(dataset)
         if not has.any():
             raise DatasetError(
                 f"Expected an item that some category is wrong for, '{dataset.name}' has none; it "
@@ -129,6 +134,13 @@ def _draw(rows: Tensor, share: float, generator: torch.Generator) -> Tensor:
     order = torch.randperm(len(rows), generator=generator)
     order = order[rows[order]]
     return order[: round(share * len(order))]
+
+
+def _others(dataset: Dataset) -> Tensor:  # (V, C)
+    """Categories that an item does not have."""
+    others = ~dataset.labels
+    others[dataset.category != UNKNOWN, dataset.category[dataset.category != UNKNOWN]] = False
+    return others
 
 
 def _check_share(share: float) -> None:

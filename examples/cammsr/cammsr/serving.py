@@ -99,7 +99,8 @@ class Recommender:
             k: how many; fewer come back where the catalogue has no more.
             user: instead of a history, a user of the dataset, by id or raw identifier, with all
                 that is known of them.
-            times: when each item of the history was taken, in the unit of the dataset's timestamps.
+            times: when each item of the history was taken, in the unit of the dataset's timestamps,
+                which their size tells.
                 Only models that read times look at them; they read positions where there are none.
             unseen: whether to leave out what the history has already.
             index: looks up candidates instead of scoring all of them.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from difflib import get_close_matches
+from operator import index
 
 from cammsr.raw_names import RAW
 from cammsr.saved import Catalogue, ServingError
 
-__all__ = ["cut", "find_title", "number_or_text", "resolve", "split_history"]
+__all__ = ["WIDEST", "cut", "find_title", "number_or_text", "resolve", "split_history"]
 
 SHOWN = 8  # how many titles a message lists
+WIDEST = 80  # letters of a name in a list or a table
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # what would move a terminal's cursor
 
 
@@ -34,7 +36,14 @@ def number_or_text(piece: str) -> int | str:
 
 def resolve(history: Sequence[int | str], catalogue: Catalogue) -> list[int]:
     """The ids of items that are given by id, by raw identifier or by a part of their title."""
-    return [_resolve(item, catalogue) if isinstance(item, str) else int(item) for item in history]
+    return [_resolve(item, catalogue) if isinstance(item, str) else _id(item) for item in history]
+
+
+def _id(item: int) -> int:
+    try:
+        return index(item)
+    except TypeError:
+        raise ServingError(f"Expected items by id or by text, got {item!r}.") from None
 
 
 def _resolve(text: str, catalogue: Catalogue) -> int:
@@ -61,14 +70,16 @@ def find_title(text: str, titles: Sequence[str], ids: Sequence[int]) -> int:
     if len(found) == 1:
         return found[0]
     if found:
-        listed = "".join(f"\n  {ids[place]}: {titles[place]}" for place in found[:SHOWN])
+        listed = "".join(
+            f"\n  {ids[place]}: {cut(titles[place], WIDEST)}" for place in found[:SHOWN]
+        )
         more = f"\n  and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise ServingError(
             f"{len(found)} titles contain {text!r}. Type more of one, or its id:{listed}{more}"
         )
     near = get_close_matches(wanted, lowered, n=SHOWN // 2, cutoff=0.4)
     places = [lowered.index(title) for title in near]
-    listed = "".join(f"\n  {ids[place]}: {titles[place]}" for place in places)
+    listed = "".join(f"\n  {ids[place]}: {cut(titles[place], WIDEST)}" for place in places)
     cut_by = " Items of a history are separated by ';'." if "," in text else ""
     raise ServingError(
         f"No title contains {text!r}.{cut_by}" + (f" The nearest are:{listed}" if listed else "")

@@ -45,6 +45,23 @@ def times(values: list[Any], **options: Any) -> tuple[list[int], Faults]:
     return [row[2] for row in rows], faults
 
 
+def test_an_identifier_of_two_lines_is_a_fault(tmp_path: Path) -> None:
+    text = 'user,item,timestamp\na,"12 inch,1\nb,x,2\nc,7 inch",3\nd,y,4\n'
+    rows, faults = read(csv(tmp_path, text))
+    assert rows == [("d", "y", 4)]
+    assert faults.count == 1
+
+
+def test_scaled_decimals_are_whole_but_for_their_rounding() -> None:
+    assert times([1.09, 1024.351, 1600000000.123, 0.0004], scale=1000)[0] == [
+        1090,
+        1024351,
+        1600000000123,
+    ]
+    assert times([1.09], scale=100)[0] == [109]
+    assert times([1.5, 2.0], scale=1)[0] == [2]
+
+
 def test_reads_text_in_the_order_of_the_file(tmp_path: Path) -> None:
     rows, faults = read(csv(tmp_path, "x,item,user,timestamp\n,007, b ,20\n,i,a,10\n"))
     assert rows == [("b", "007", 20), ("a", "i", 10)]

@@ -67,6 +67,14 @@ def test_items_are_described(write: Callable[..., str], work: Work, tmp_path: Pa
     ]
 
 
+def test_lists_of_labels_and_float_identifiers(work: Work, tmp_path: Path) -> None:
+    path = str(tmp_path / "items.parquet")
+    pl.DataFrame({"item": [7.0, None], "tags": [["a", "b"], ["c"]]}).write_parquet(path)
+    columns = ItemColumns(categories="tags")
+    table = Table("", items_file=path, item_columns=columns, label_separator=";")
+    assert table.describe(pl.Series(["7"]), work).rows() == [("7", None, None, "a|b", "a. b", None)]
+
+
 def test_text_may_come_from_chosen_columns(write: Callable[..., str], work: Work) -> None:
     path = write("items.csv", "item,name,story\n1,Rug,Long ago\n")
     columns = ItemColumns(title="name", text=["story", "name"])

@@ -10,9 +10,10 @@ import polars as pl
 from cammsr.raw.faults import Faults
 from cammsr.validate import DatasetError
 
-__all__ = ["check_names", "check_rows", "scan"]
+__all__ = ["check_names", "check_rows", "identifier", "scan"]
 
 PARQUET = (".parquet", ".pq")
+ROUNDING = 1e-15  # of a product of floats
 FAULTS: Mapping[str, str] = {
     "user": "is empty or not UTF-8",
     "item": "is empty or not UTF-8",
@@ -77,8 +78,8 @@ def check_rows(
     schema = table.collect_schema()
     named = {name: pl.col(column) for name, column in columns.items() if column is not None}
     raw = table.select(**named).with_row_index("row")
-    user = _identifier(schema[str(columns["user"])], "user")
-    item = _identifier(schema[str(columns["item"])], "item")
+    user = identifier(schema[str(columns["user"])], "user")
+    item = identifier(schema[str(columns["item"])], "item")
     why = dict(FAULTS)
     if columns["timestamp"] is None:
         time = pl.col("row").cast(pl.Int64)
@@ -97,7 +98,7 @@ def check_rows(
     return read.filter(pl.col("why").is_null()).drop("row", "why")
 
 
-def _identifier(dtype: pl.DataType, name: str) -> pl.Expr:
+def identifier(dtype: pl.DataType, name: str) -> pl.Expr:
     """Text; null where it is empty. A whole number is written without a fraction."""
     column = pl.col(name)
     if dtype.is_float():
@@ -106,7 +107,7 @@ def _identifier(dtype: pl.DataType, name: str) -> pl.Expr:
     if not (dtype.is_integer() or dtype in (pl.String, pl.Categorical, pl.Enum)):
         raise DatasetError(f"Expected column '{name}' to hold text or integers, got {dtype}.")
     text = column.cast(pl.String).str.strip_chars()
-    good = (text != "") & ~text.str.contains("\ufffd", literal=True)
+    good = (text != "") & ~text.str.contains("[\ufffd\r\n]")  # stray quotes swallow lines
     return pl.when(good).then(text).alias(name)
 
 
@@ -121,7 +122,10 @@ def _time(dtype: pl.DataType, scale: float, time_format: str | None) -> pl.Expr:
     elif dtype == pl.String or dtype.is_numeric():
         text = column.str.strip_chars() if dtype == pl.String else column
         decimal = text.cast(pl.Float64, strict=False) * scale
-        whole = pl.when(decimal.floor() == decimal).then(decimal).cast(pl.Int64, strict=False)
+        nearest = decimal if scale == 1 else decimal.round()
+        near = (decimal - nearest).abs() <= ROUNDING * decimal.abs()  # 1.09 * 100 is not 109
+        good = near & (nearest.floor() == nearest)
+        whole = pl.when(good).then(nearest).cast(pl.Int64, strict=False)
         exact = scale == 1 and (dtype.is_integer() or dtype == pl.String)
         value = pl.coalesce(text.cast(pl.Int64, strict=False), whole) if exact else whole
     else:

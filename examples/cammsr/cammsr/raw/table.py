@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from cammsr.raw.columns import check_names, check_rows, scan
+from cammsr.raw.columns import check_names, check_rows, identifier, scan
 from cammsr.raw.items import Description, align, join_text
 from cammsr.raw.source import Work
 from cammsr.validate import DatasetError
@@ -117,9 +117,9 @@ class Table:
         columns = list(dict.fromkeys([named.item, *named.known()]))
         known = pl.DataFrame({"wanted": items}).lazy()
         try:
-            wanted = pl.col(named.item).cast(pl.String).str.strip_chars().alias("wanted")
-            rows = table.select([_to_text(table, name) for name in columns])
-            rows = rows.with_columns(wanted).join(known, on="wanted", how="semi")
+            wanted = identifier(table.collect_schema()[named.item], named.item).alias("wanted")
+            texts = [_to_text(table, name, self.label_separator) for name in columns]
+            rows = table.select([*texts, wanted]).join(known, on="wanted", how="semi")
             found = rows.collect(engine="streaming")
         except pl.exceptions.PolarsError as error:
             raise DatasetError(f"{path} cannot be read as a table ({error}).") from error
@@ -168,8 +168,8 @@ def _get(row: dict[str, str | None], name: str | None) -> str | None:
     return None if name is None else row[name]
 
 
-def _to_text(table: pl.LazyFrame, name: str) -> pl.Expr:
+def _to_text(table: pl.LazyFrame, name: str, separator: str) -> pl.Expr:
     dtype = table.collect_schema()[name]
     if isinstance(dtype, pl.List):
-        return pl.col(name).cast(pl.List(pl.String)).list.join("|", ignore_nulls=True)
+        return pl.col(name).cast(pl.List(pl.String)).list.join(separator, ignore_nulls=True)
     return pl.col(name).cast(pl.String)
