@@ -172,8 +172,8 @@ def test_runs_of_a_seed_and_a_model_join_to_the_table_of_one_comparison(
     join(runs, models=["sasrec", "cammsr"])
     assert (
         "settings in which the models differ:\n"
-        "  sasrec: training.learning_rate 0.001\n"
-        "  cammsr: training.learning_rate 0.01\n"
+        "  sasrec: model.norm layernorm, training.learning_rate 0.001\n"
+        "  cammsr: model.norm affine_dyt, training.learning_rate 0.01\n"
     ) in capsys.readouterr().out
     (file,) = (tmp_path / "apart").glob("comparison-*.json")
     joined = {

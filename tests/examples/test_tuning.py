@@ -189,6 +189,24 @@ def test_what_was_found_is_written_even_where_it_is_the_default(on_folder, tmp_p
     assert {row["epoch"] for row in csv.DictReader(log.read_text().splitlines())} == {"0"}
 
 
+def test_what_a_model_fixes_is_not_searched(on_folder, tmp_path):
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        "objective.category_weight: {low: 0.01, high: 2.0}\n"
+        "model.memory_size: {choices: [0, 5]}\n"
+        "model.dropout: {choices: [0.1]}\n"
+    )
+    short = replace(on_folder, output=str(tmp_path / "runs"))
+    tune(short, ["hm4sr + memory", "sasrec"], 2, space, epochs=1)
+    tried = {
+        path.stem: [trial["settings"] for trial in json.loads(path.read_text())]
+        for path in (tmp_path / "runs").glob("*/trials-*.json")
+    }
+    assert tried["trials-hm4sr-+-memory"] == [{"model.memory_size": 5, "model.dropout": 0.1}]
+    assert all("objective.category_weight" in settings for settings in tried["trials-sasrec"])
+    assert len(tried["trials-sasrec"]) == 2
+
+
 def test_a_trial_that_fails_is_said_and_the_search_goes_on(on_folder, tmp_path, capsys):
     (tmp_path / "space.yaml").write_text("model.num_heads: {choices: [3, 1]}")
     found = tune(on_folder, ["sasrec"], 5, tmp_path / "space.yaml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -14,9 +14,8 @@ from jsonargparse import ArgumentParser
 from cammsr.cli import make_parser, parse_given, read
 from cammsr.config import Config
 from cammsr.metrics import METRIC_NAMES
-from cammsr.named import flat
 from cammsr.tuning import best_file
-from cammsr.variants import configure
+from cammsr.variants import fixed_otherwise
 
 __all__ = ["Request", "parse_comparison"]
 
@@ -127,8 +126,10 @@ def _vary(
         for value in values:
             text = value if isinstance(value, str) else json.dumps(value)
             other = read(parser, parse_given(parser, [*given, f"--{name}={text}"]))[0]
-            own, asked = (flat(asdict(c)).get(name) for c in (configure(model, other), other))
-            if own != asked:
-                parser.error(f"Expected a setting that {model} leaves open, it has {name} {own}.")
+            fixed = fixed_otherwise(model, other)
+            if name in fixed:
+                parser.error(
+                    f"Expected a setting that {model} leaves open, it has {name} {fixed[name]}."
+                )
             found[f"{model} {name}={text}"] = (model, other)
     return found

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from cammsr.metrics import METRIC_NAMES
-from cammsr.named import DEFAULTS, differences
+from cammsr.named import DEFAULTS, config_of, differences
+from cammsr.variants import configure
 
 __all__ = ["IDLE", "Joined", "Scores", "read_runs"]
 
@@ -86,7 +87,11 @@ def read_runs(folders: Sequence[Path], models: list[str] | None = None) -> Joine
         metric: {name: [test[metric] for test in values] for name, values in tests.items()}
         for metric in METRIC_NAMES
     }
-    return Joined({model: found[model][seeds[0]].settings for model in models}, scores)
+    own = {
+        model: asdict(configure(model, config_of(found[model][seeds[0]].settings)))
+        for model in models
+    }
+    return Joined(own, scores)
 
 
 def _read(folder: Path) -> _Run:

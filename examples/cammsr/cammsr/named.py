@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from cammsr.config import Config
+from cammsr.config import CategoryConfig, Config, ModelConfig, ObjectiveConfig, TrainingConfig
 
-__all__ = ["changed", "check_name", "differences", "flat", "nested", "unlike"]
+__all__ = ["changed", "check_name", "config_of", "differences", "flat", "nested", "unlike"]
 
 DEFAULTS = asdict(Config())
 
@@ -80,6 +80,22 @@ def check_name(name: str) -> None:
     """
     if "." not in name or name not in flat(DEFAULTS):
         raise ValueError(f"Expected a setting such as model.dropout, got {name!r}.")
+
+
+def config_of(settings: Mapping[str, Any]) -> Config:
+    """What ``dataclasses.asdict`` made of a configuration, as one; the run adds its models."""
+    settings = {name: value for name, value in settings.items() if name != "models"}
+    parts = {
+        "model": ModelConfig,
+        "objective": ObjectiveConfig,
+        "categories": CategoryConfig,
+        "training": TrainingConfig,
+    }
+    made = {name: part(**settings.get(name, {})) for name, part in parts.items()}
+    unknown = sorted(set(settings) - {field.name for field in fields(Config)})
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(unknown)}")
+    return Config(**{**settings, **made})
 
 
 def changed(config: Config, values: Mapping[str, Any]) -> Config:

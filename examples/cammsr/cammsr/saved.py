@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -15,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from cammsr.categories import with_categories
-from cammsr.config import CategoryConfig, Config, ModelConfig, ObjectiveConfig, TrainingConfig
+from cammsr.config import Config
 from cammsr.dataset import Dataset, k_core, read_folder
+from cammsr.named import config_of
 from cammsr.raw_names import RawNames
 from cammsr.variants import build, file_name
 
@@ -102,7 +102,7 @@ def read_run(path: str | Path) -> SavedRun:
     try:
         settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        return SavedRun(folder, _config(settings), tuple(metrics["models"]))
+        return SavedRun(folder, config_of(settings), tuple(metrics["models"]))
     except (yaml.YAMLError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ServingError(
             f"{folder} cannot be read as a run folder of this version ({error}). Train again."
@@ -198,22 +198,6 @@ def _check_same(run: SavedRun, dataset: Dataset) -> None:
             f"'{dataset.name}' is not what {run.folder} was trained on: its values were "
             f"{begun[:12]} then and are {found[:12]} now. Give the dataset folder as it was."
         )
-
-
-def _config(settings: Mapping[str, Any]) -> Config:
-    """What ``dataclasses.asdict`` made of a configuration, as one; the run adds its models."""
-    settings = {name: value for name, value in settings.items() if name != "models"}
-    parts = {
-        "model": ModelConfig,
-        "objective": ObjectiveConfig,
-        "categories": CategoryConfig,
-        "training": TrainingConfig,
-    }
-    made = {name: part(**settings.get(name, {})) for name, part in parts.items()}
-    unknown = sorted(set(settings) - {field.name for field in fields(Config)})
-    if unknown:
-        raise ValueError(f"unknown settings: {', '.join(unknown)}")
-    return Config(**{**settings, **made})
 
 
 def _rows(known: Tensor, ids: Tensor, what: str) -> Tensor:

@@ -19,7 +19,7 @@ from cammsr.named import changed, differences, nested
 from cammsr.run import make_folder, open_data
 from cammsr.search_space import Space, combinations, read_space, suggest
 from cammsr.training import train
-from cammsr.variants import check, file_name
+from cammsr.variants import check, file_name, fixed_otherwise
 
 __all__ = ["best_file", "tune"]
 
@@ -45,7 +45,8 @@ def tune(
         raise DatasetError("The search needs --data: the generated catalogue has its settings.")
     use_threads(config.training)
     searched = read_space(space)
-    studies = {model: _study(searched, trials, config.seed) for model in models}
+    spaces = {model: _left_open(searched, model, config) for model in models}
+    studies = {model: _study(space, trials, config.seed) for model, space in spaces.items()}
     dataset, split = open_data(config.data, config)
     for model in models:
         check(model, dataset, config)
@@ -61,7 +62,7 @@ def tune(
     found = {}
     for model, (study, count) in studies.items():
         written = folder / f"trials-{file_name(model)}.json"
-        for said in _search(study, count, searched, partial(measure, model), written):
+        for said in _search(study, count, spaces[model], partial(measure, model), written):
             print(f"{model} {said}", flush=True)
         found[model] = _write_best(folder, model, config, study.best_params, study.best_value)
     return found
@@ -70,6 +71,25 @@ def tune(
 def best_file(folder: Path, model: str) -> Path:
     """Where the best settings of a model are, in the folder of a search."""
     return folder / f"best-{file_name(model)}.yaml"
+
+
+def _left_open(space: Space, model: str, config: Config) -> Space:
+    """What of a space a model does not fix: other values would be searched in vain."""
+
+    def is_open(name: str, value: Any) -> bool:
+        try:
+            return name not in fixed_otherwise(model, changed(config, {name: value}))
+        except ValueError:
+            return True  # beside the values of others it may do
+
+    found: Space = {}
+    for name, given in space.items():
+        choices = [value for value in given.get("choices", ()) if is_open(name, value)]
+        if choices:
+            found[name] = {"choices": choices}
+        elif "low" in given and all(is_open(name, given[end]) for end in ("low", "high")):
+            found[name] = given
+    return found
 
 
 def _search(

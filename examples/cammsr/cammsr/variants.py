@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -21,11 +21,12 @@ from cammsr.memory import NEIGHBOURS, Memory
 from cammsr.missrec import MISSRec
 from cammsr.modalities import features_of, names_of, pairs_of
 from cammsr.model import CAMMSR
+from cammsr.named import flat
 from cammsr.objective import Objective
 from cammsr.tedrec import TedRec
 from mmfuse.fusion import available
 
-__all__ = ["VARIANTS", "build", "check", "configure", "file_name"]
+__all__ = ["VARIANTS", "build", "check", "configure", "file_name", "fixed_otherwise"]
 
 
 def _model(**settings: Any) -> Callable[[Config], Config]:
@@ -93,6 +94,12 @@ def configure(variant: str, config: Config) -> Config:
     if variant not in VARIANTS:
         raise ValueError(f"Expected a model among {list(VARIANTS)}, got {variant!r}.")
     return VARIANTS[variant][1](config)
+
+
+def fixed_otherwise(variant: str, config: Config) -> dict[str, Any]:
+    """Settings that a variant has a value of its own for, where another one is asked for."""
+    asked, own = flat(asdict(config)), flat(asdict(configure(variant, config)))
+    return {name: value for name, value in own.items() if value != asked[name]}
 
 
 def check(variant: str, dataset: Dataset, config: Config) -> None:
